@@ -1,0 +1,50 @@
+#include "forks.h"
+
+#include <pthread.h>
+
+#include "lock.h"
+
+uint32_t forks_count;
+
+static struct lock list_lock;
+static struct fork_watch *list;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void before(void) {
+    lock_take(&list_lock);
+    for (struct fork_watch *w = list; w; w = w->next) w->before(w->self);
+}
+
+static void parent(void) {
+    for (struct fork_watch *w = list; w; w = w->next) w->parent(w->self);
+    lock_drop(&list_lock);
+}
+
+static void child(void) {
+    lock_tid = 0; /* the child's thread has another id */
+    lock_reset(&list_lock);
+    __atomic_fetch_add(&forks_count, 1, __ATOMIC_RELAXED);
+    for (struct fork_watch *w = list; w; w = w->next) w->child(w->self);
+}
+
+static void install(void) { (void)pthread_atfork(before, parent, child); }
+
+void forks_watch(struct fork_watch *w) {
+    pthread_once(&once, install);
+    lock_take(&list_lock);
+    w->prev = NULL;
+    w->next = list;
+    if (list) list->prev = w;
+    list = w;
+    lock_drop(&list_lock);
+}
+
+void forks_forget(struct fork_watch *w) {
+    lock_take(&list_lock);
+    if (w->prev)
+        w->prev->next = w->next;
+    else
+        list = w->next;
+    if (w->next) w->next->prev = w->prev;
+    lock_drop(&list_lock);
+}

@@ -1,0 +1,34 @@
+#define _GNU_SOURCE
+#include "lock.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "os.h"
+
+_Thread_local uint32_t lock_tid;
+
+void lock_take_slowly(struct lock *l) {
+    if (!lock_tid) lock_tid = (uint32_t)syscall(SYS_gettid);
+    for (;;) {
+        uint32_t unlocked = 0;
+        if (__atomic_compare_exchange_n(&l->word, &unlocked, lock_tid, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) return;
+        if (syscall(SYS_futex, &l->word, FUTEX_LOCK_PI_PRIVATE, 0, NULL, NULL, 0) == 0) {
+            /* The kernel wrote the word; this read orders what the last holder did before what we do. */
+            (void)__atomic_load_n(&l->word, __ATOMIC_ACQUIRE);
+            return;
+        }
+        if (errno == EDEADLK) abort();          /* taken twice by one thread: our bug, and no way on */
+        if (errno == ENOSYS) os_sleep_us(50);   /* a kernel without PI futexes: no inheritance, but a lock */
+    }
+}
+
+void lock_drop_slowly(struct lock *l) {
+    /* There are waiters, and the kernel hands the word on (ENOSYS cannot be, for then nobody set their bit). The OR of
+     * nothing is the release that the C memory model, and the thread sanitizer, see. */
+    __atomic_fetch_or(&l->word, 0, __ATOMIC_RELEASE);
+    if (syscall(SYS_futex, &l->word, FUTEX_UNLOCK_PI_PRIVATE, 0, NULL, NULL, 0) < 0) abort();
+}

@@ -1,0 +1,41 @@
+#include "table.h"
+
+#include <errno.h>
+
+#include "os.h"
+
+int table_reserve(struct table *t, size_t bytes) {
+    void *base;
+    t->bytes = (bytes + OS_PAGE - 1) & ~(OS_PAGE - 1);
+    int rc = os_reserve(t->bytes, OS_PAGE, &base, &t->lazy);
+    if (rc) return rc;
+    t->base = base;
+    /* A huge page here would be 2 MiB for the sake of a few entries. */
+    (void)os_advise_huge(base, t->bytes, false);
+    (void)os_advise_dump(base, t->bytes, false);
+    os_name(base, t->bytes, "arena index");
+    return 0;
+}
+
+int table_populate(struct table *t, size_t offset, size_t bytes) {
+    size_t start = offset & ~(OS_PAGE - 1), end = (offset + bytes + OS_PAGE - 1) & ~(OS_PAGE - 1);
+    if (end > t->bytes) end = t->bytes;
+    if (start >= end) return 0;
+    int rc = t->lazy ? os_open(t->base + start, end - start) : 0;
+    if (rc) return rc;
+    if (os_features()->populate) return os_populate(t->base + start, end - start, true);
+    os_touch(t->base + start, end - start, OS_PAGE, true);
+    return 0;
+}
+
+void table_clear(struct table *t) {
+    if (t->lazy)
+        (void)os_close(t->base, t->bytes);
+    else
+        (void)os_release(t->base, t->bytes);
+}
+
+void table_unmap(struct table *t) {
+    if (t->base) os_unmap(t->base, t->bytes);
+    t->base = NULL;
+}
