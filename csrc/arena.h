@@ -1,0 +1,174 @@
+/* arena.h: a memory allocator that hands out memory which is really there. The public C interface.
+ *
+ * Linux only. Every function that can fail returns 0 or a count, or -errno, and says more in *error where it takes one.
+ * Thread-safe throughout. Sizes are bytes unless a name says otherwise. Nothing here needs Python; Python extensions
+ * reach the same functions through the table `struct arena_api` (see its comment) and link nothing. */
+#ifndef ARENA_H
+#define ARENA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct reservation reservation;
+typedef struct arena arena;
+
+/* Called between the steps of a commit by the thread that asked for it, and while it waits for another's, at least about
+ * every 10 ms. Not 0 stops the commit with that -errno and rolls it back. May call back into the arena. */
+typedef int (*arena_tick)(void *arg, uint64_t done, uint64_t total);
+
+enum arena_pages { ARENA_PAGES_AUTO, ARENA_PAGES_4K, ARENA_PAGES_THP };
+enum arena_fork { ARENA_FORK_COPY, ARENA_FORK_DROP, ARENA_FORK_WIPE };
+
+/* Why something failed, in numbers; the words are made elsewhere. */
+struct arena_error {
+    int err;             /* positive errno */
+    const char *op;      /* the step that failed: "mmap", "madvise(MADV_POPULATE_WRITE)", "preflight", … */
+    uint64_t offset;     /* of the range, in the reservation */
+    uint64_t requested;  /* bytes asked for */
+    uint64_t committed;  /* bytes committed when it failed */
+    uint64_t available;  /* bytes that could be had; UINT64_MAX: not known */
+    char where[160];     /* the file or limit that says so; may be empty */
+};
+
+/* --- reservation: a sparse range of private anonymous memory and a map of what is present ----------------------------- */
+
+struct reservation_config {
+    uint64_t size;            /* rounded up to pages */
+    enum arena_pages
+        pages;   /* THP raises -ENOTSUP where there is none; AUTO takes it for 2 MiB and more, where allowed */
+    enum arena_fork fork;
+    bool dump;                /* in core dumps */
+    uint64_t headroom;        /* bytes to leave to the rest of the machine or cgroup */
+    const char *name;         /* for /proc/self/maps; may be NULL */
+    const void *features;     /* struct os_features; NULL: this kernel's */
+};
+
+struct reservation_stats {
+    uint64_t size, page_size, committed, peak_committed, commits, releases, commit_ns, release_ns;
+    uintptr_t address;
+    bool lazy;    /* PROT_NONE until committed: overcommit mode 2, RLIMIT_DATA */
+    bool dropped; /* this is the child of a fork and the memory was not inherited */
+};
+
+int reservation_create(const struct reservation_config *config, reservation **out, struct arena_error *error);
+/* -EBUSY while a commit or release is under way. */
+int reservation_destroy(reservation *r);
+void reservation_get(reservation *r, struct reservation_stats *out);
+
+/* Makes [offset, offset + bytes), rounded outward to pages, present: for writing, or for reading only. Bytes that this
+ * call made present go to *newly. threads 0: as many as pay. When it fails, what it had made present is released again.
+ * -ENOMEM/-EFAULT/-EHWPOISON: no memory. -EDEADLK: called from the tick of a commit of the same range. What tick
+ * returned. -EINVAL: not in the reservation. -ENOTCONN: dropped at fork. */
+int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
+                       void *arg, uint64_t *newly, struct arena_error *error);
+/* Gives [offset, offset + bytes), rounded inward to pages, back; what was committed of it goes to *freed. */
+int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, uint64_t *freed, arena_tick tick, void *arg,
+                        struct arena_error *error);
+/* Is all of it committed (for writing)? */
+bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, bool write);
+
+/* Is what is committed of the range still there? Populates it again for writing, or says why not. A diagnosis: the next
+ * moment may be different. */
+int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_tick tick, void *arg,
+                       struct arena_error *error);
+/* Copies out of or into the range through the kernel (process_vm_readv, process_vm_writev): an error where a load or store
+ * would be a signal. -EPERM: seccomp forbids it, as containers may. */
+int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation);
+
+/* --- arena: blocks in a reservation ------------------------------------------------------------------------------------ */
+
+struct arena_config {
+    struct reservation_config reservation;
+    uint64_t
+        chunk; /* unit of commit and release: a power of two from 4 KiB to 1 GiB; 0: 2 MiB, less for a small arena */
+    bool read_only_populate; /* commit for reading: the zero page until written */
+    uint64_t retain; /* free committed bytes to keep; UINT64_MAX: all, until arena_trim */
+    uint64_t decay_ns; /* what was free beyond `retain` for so long is released at the next free; 0: at once */
+    uint64_t (*now_ns)(void *arg); /* the clock for decay; NULL: CLOCK_MONOTONIC */
+    void *now_arg;
+};
+
+struct arena_block {
+    uint64_t handle; /* names the block until it is freed, and nothing afterwards */
+    uint64_t offset; /* in the arena */
+    uint64_t bytes; /* rounded up to 64 */
+    void *address;
+    uint64_t dirty; /* from the start: bytes that may have been used before; what follows is zero */
+};
+
+struct arena_stats {
+    uint64_t reserved, committed, live, free_committed, blocks, peak_committed, peak_live, commits, releases;
+    uint64_t commit_ns, release_ns, largest_free, free;
+};
+
+enum { ARENA_ZERO = 1, ARENA_NO_GROW = 2 };
+
+int arena_create(const struct arena_config *config, arena **out, struct arena_error *error);
+
+/* No new blocks from now on; the memory goes with the last block. -EBUSY, and nothing happens, while a commit or release is
+ * under way. */
+int arena_close(arena *a);
+/* Frees everything, blocks or not. -EBUSY as arena_close. */
+int arena_destroy(arena *a);
+
+/* From committed memory only, with index work only: no system call, no fault. -ENOSPC or -EAGAIN: arena_alloc may do it. */
+int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out);
+/* Commits what is missing. -ENOSPC: no free range that large (error->available: the largest). -ESHUTDOWN: closed. Else as
+ * reservation_commit, and the range is free again. */
+int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_tick tick, void *arg,
+                struct arena_block *out, struct arena_error *error);
+
+/* -EINVAL: no live block has this handle (freed before, or not of this arena). *due: free memory beyond what is to be
+ * retained, for arena_collect; arena_free does both. */
+int arena_give(arena *a, uint64_t handle, bool *due);
+int arena_collect(arena *a);
+int arena_free(arena *a, uint64_t handle);
+/* In place, or -ENOSPC. */
+int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, void *arg, struct arena_block *out,
+                 struct arena_error *error);
+/* The block that begins at this address, in O(1). -ENOENT. */
+int arena_find(arena *a, const void *address, struct arena_block *out);
+
+/* Has so much free memory committed in one piece, with the bookkeeping that blocks of 4 KiB in it need. It is kept, whatever
+ * `retain` says, until arena_trim. After a fork it also populates again what became copy-on-write. */
+int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error);
+/* Releases free committed chunks until at most `keep` bytes and a chunk of free memory are left; bytes to *freed. */
+int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error);
+/* Every block is freed; handles are stale. The caller sees to it that nobody uses them. */
+int arena_reset(arena *a);
+
+void arena_get(arena *a, struct arena_stats *out);
+/* Up to max (at least 64) blocks in address order from *cursor (0 at first) on; *cursor is UINT64_MAX at the end. */
+size_t arena_blocks(arena *a, uint64_t *cursor, struct arena_block *out, size_t max);
+void *arena_address(arena *a);
+uint64_t arena_chunk(arena *a);
+reservation *arena_reservation(arena *a);
+
+/* Clears memory; large pieces with stores that pass by the cache. */
+void arena_zero(void *address, uint64_t bytes);
+
+/* The functions for other extension modules:
+ *     const struct arena_api *api = PyCapsule_Import("arena._core._C_API", 0);
+ * `version` is 1; later versions only add at the end. `of` gives the arena of a Python arena.Arena (borrowed; NULL and a
+ * Python error otherwise). */
+struct arena_api {
+    uint32_t version;
+    arena *(*of)(void *py_arena);
+    int (*alloc)(arena *, uint64_t bytes, uint64_t align, unsigned flags, arena_tick, void *arg, struct arena_block *,
+                 struct arena_error *);
+    int (*attempt)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
+    int (*free)(arena *, uint64_t handle);
+    int (*resize)(arena *, uint64_t handle, uint64_t bytes, arena_tick, void *arg, struct arena_block *,
+                  struct arena_error *);
+    int (*find)(arena *, const void *address, struct arena_block *);
+};
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,161 @@
+#include "populate.h"
+
+#include <errno.h>
+
+#include "lock.h"
+
+#define TICK_NS 10000000u       /* how often the caller is asked whether to go on */
+#define NEIGHBOURS_NS 50000000u /* how often the process is looked at for other threads */
+#define BREATH_WORK 8u          /* units of work for one of sleep */
+#define BREATH_US 1u            /* asked for; the timer makes it ~60 µs, which is what counts */
+#define THREAD_WORTH ((uint64_t)64 << 20)
+#define THREADS_MAX 16u
+#define CALIBRATE 3u /* huge pages of each kind */
+
+/* Tail first or whole: found out once for the process. The only state of this file besides the helpers' count; racing
+ * threads write the same kind of answer. */
+static struct {
+    uint32_t next;     /* atomic: which huge page of the calibration comes next */
+    uint64_t best[2];  /* atomic: the shortest time for a huge page, [0] whole [1] tail first */
+    uint32_t helpers;  /* atomic: threads of ours that run now */
+} shared = {.best = {UINT64_MAX, UINT64_MAX}};
+
+struct work {
+    struct populate *plan;
+    char *base;
+    uint64_t bytes;
+    uint64_t next;  /* atomic: the offset of the next piece */
+    uint64_t done;  /* atomic */
+    int32_t failed; /* atomic: the first -errno, which stops everybody */
+};
+
+struct breath {
+    uint64_t worked, sleep_ns, looked;
+    bool neighbours;
+};
+
+static void breathe(struct breath *b, uint64_t now, uint64_t spent) {
+    if (b->looked == 0 || now - b->looked > NEIGHBOURS_NS) {
+        b->looked = now;
+        b->neighbours = os_threads() > 1 + __atomic_load_n(&shared.helpers, __ATOMIC_RELAXED);
+    }
+    if (!b->neighbours) return;
+    b->worked += spent;
+    if (b->worked < BREATH_WORK * b->sleep_ns) return;
+    os_sleep_us(BREATH_US);
+    uint64_t slept = os_now_ns() - now;
+    /* A sleep that was long because the CPU was busy elsewhere must not make the next one rare. */
+    b->sleep_ns = slept < 100000 ? slept : 100000;
+    b->worked = 0;
+}
+
+/* What the kernel cannot be asked is faulted in by hand. */
+static int fill(const struct populate *p, char *at, uint64_t n) {
+    if (p->features->populate) return os_populate(at, n, p->write);
+    os_touch(at, n, OS_PAGE, p->write);
+    return 0;
+}
+
+static int one_piece(struct populate *p, char *at, uint64_t n, struct breath *b) {
+    int rc = p->write ? preflight_step(p->preflight, n) : 0;
+    if (rc) return rc;
+    bool may_touch = !__atomic_load_n(&p->preflight->oom_killer_off, __ATOMIC_RELAXED);
+    bool tail = p->huge && p->write && may_touch, calibrating = false;
+    if (tail && p->features->populate) {
+        uint32_t turn = __atomic_load_n(&shared.next, __ATOMIC_RELAXED);
+        if (turn < 2 * CALIBRATE) {
+            turn = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
+            calibrating = turn < 2 * CALIBRATE && n == OS_HUGE;
+            tail = !calibrating || (turn & 1);
+        } else {
+            /* In the favour of the tail: it also leaves the mmap_lock alone. */
+            uint64_t whole = __atomic_load_n(&shared.best[0], __ATOMIC_RELAXED);
+            uint64_t first = __atomic_load_n(&shared.best[1], __ATOMIC_RELAXED);
+            tail = first == UINT64_MAX || whole == UINT64_MAX || first <= whole + whole / 20;
+        }
+    }
+    uint64_t start = os_now_ns();
+    if (tail) os_touch(at, n, OS_HUGE, true);
+    uint64_t touched = os_now_ns();
+    rc = fill(p, at, n);
+    uint64_t end = os_now_ns();
+    if (calibrating) {
+        uint64_t *best = &shared.best[tail], old = __atomic_load_n(best, __ATOMIC_RELAXED);
+        while (end - start < old &&
+               !__atomic_compare_exchange_n(best, &old, end - start, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        }
+    }
+    /* Only the populate call keeps others from the mmap_lock. */
+    if (rc == 0 && p->features->populate) breathe(b, end, end - touched);
+    return rc;
+}
+
+static void fail(struct work *w, int rc) {
+    int32_t none = 0;
+    __atomic_compare_exchange_n(&w->failed, &none, rc, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
+/* false: nothing is left, or something failed. */
+static bool claim_piece(struct work *w, struct breath *b) {
+    if (__atomic_load_n(&w->failed, __ATOMIC_RELAXED)) return false;
+    uint64_t at = __atomic_fetch_add(&w->next, POPULATE_STEP, __ATOMIC_RELAXED);
+    if (at >= w->bytes) return false;
+    uint64_t n = w->bytes - at < POPULATE_STEP ? w->bytes - at : POPULATE_STEP;
+    int rc = one_piece(w->plan, w->base + at, n, b);
+    if (rc)
+        fail(w, rc);
+    else
+        __atomic_fetch_add(&w->done, n, __ATOMIC_RELAXED);
+    return rc == 0;
+}
+
+static void *help(void *arg) {
+    struct work *w = arg;
+    struct breath b = {.sleep_ns = 60000};
+    while (claim_piece(w, &b)) {
+    }
+    return NULL;
+}
+
+static unsigned threads_for(const struct populate *p, uint64_t bytes) {
+    uint64_t n = p->threads;
+    if (n == 0) {
+        n = bytes / THREAD_WORTH;
+        if (n > os_cpus()) n = os_cpus();
+    }
+    if (n > THREADS_MAX) n = THREADS_MAX;
+    if (n > bytes / POPULATE_STEP) n = bytes / POPULATE_STEP;
+    return n ? (unsigned)n : 1;
+}
+
+int populate_range(struct populate *p, char *base, uint64_t bytes) {
+    struct work w = {.plan = p, .base = base, .bytes = bytes};
+    struct breath b = {.sleep_ns = 60000};
+    pthread_t helper[THREADS_MAX];
+    unsigned helpers = 0, want = threads_for(p, bytes) - 1;
+    uint32_t forks = __atomic_load_n(p->fork_count, __ATOMIC_RELAXED);
+
+    /* Counted first, so that none of the helpers is taken for somebody else's thread. */
+    __atomic_fetch_add(&shared.helpers, want, __ATOMIC_RELAXED);
+    while (helpers < want && os_thread(&helper[helpers], help, &w) == 0) helpers++; /* fewer are fine */
+
+    uint64_t asked = os_now_ns();
+    bool forked = false;
+    while (claim_piece(&w, &b)) {
+        if (!p->tick || os_now_ns() - asked < TICK_NS) continue;
+        int rc = p->tick(p->tick_arg, p->done + __atomic_load_n(&w.done, __ATOMIC_RELAXED), p->total);
+        forked = __atomic_load_n(p->fork_count, __ATOMIC_RELAXED) != forks;
+        if (forked && helpers && rc == 0) rc = -EINTR; /* their pieces were left half-done in the parent */
+        if (rc) fail(&w, rc);
+        asked = os_now_ns();
+    }
+    if (!forked || !helpers) {
+        /* A step is short, so this waits for milliseconds; the helpers never wait for the GIL or a lock. */
+        for (unsigned i = 0; i < helpers; i++) pthread_join(helper[i], NULL);
+        __atomic_fetch_sub(&shared.helpers, want, __ATOMIC_RELAXED);
+    } else {
+        __atomic_store_n(&shared.helpers, 0, __ATOMIC_RELAXED);
+    }
+    p->done += __atomic_load_n(&w.done, __ATOMIC_RELAXED);
+    return w.failed;
+}

@@ -1,0 +1,75 @@
+/* reservation.h: a range of address space and the map of which of its pages are present.
+ *
+ * A commit or release is an *operation* on a range of pages. Operations never overlap: who finds one in the way waits for
+ * it and then looks again, so a commit that failed is taken over by whoever waited for it. The page map changes only at the
+ * end of an operation, hence what this operation made present is what was absent when it began, and that is what a
+ * rollback gives back. System calls are made outside the lock. */
+#ifndef ARENA_RESERVATION_H
+#define ARENA_RESERVATION_H
+
+#include <pthread.h>
+
+#include "arena.h"
+#include "forks.h"
+#include "lock.h"
+#include "os.h"
+#include "preflight.h"
+
+struct reservation_op {
+    uint64_t first, end; /* pages */
+    bool release;
+    pthread_t thread;
+    struct reservation_op *next, *prev;
+};
+
+struct reservation {
+    struct lock lock;
+    uint32_t turn;    /* moves when an operation ends; waiters sleep on it */
+    uint32_t waiters; /* atomic */
+    struct reservation_op *ops;
+
+    char *base;
+    uint64_t pages;
+    unsigned page_shift;
+    bool huge, lazy, dump, dropped, foreign; /* foreign: dropped, and the address belongs to someone else now */
+    enum os_fork fork;
+    const char *name;
+    const struct os_features *features;
+    struct preflight preflight;
+
+    uint64_t *present, *writable; /* bit a page, lazily touched; writable is a subset of present */
+    size_t map_bytes;
+    bool map_lazy;
+
+    uint64_t committed, peak, top; /* pages, under the lock; from top on nothing was ever committed */
+    uint64_t commits, releases, commit_ns, release_ns;
+    uint32_t shared_epoch,
+        private_epoch; /* differ: a fork has made pages copy-on-write since they were last populated whole */
+    struct fork_watch watch;
+};
+
+/* In place: an arena embeds its reservation and is watched for forks itself. */
+int reservation_init(struct reservation *r, const struct reservation_config *config, bool watch,
+                     struct arena_error *error);
+int reservation_fini(struct reservation *r);
+bool reservation_busy(struct reservation *r);
+
+/* A release in two halves, for a caller who must not let anybody commit in between: begin (an operation is noted, no system
+ * call is made; -EAGAIN: another is in the way) and finish. */
+int reservation_release_begin(struct reservation *r, struct reservation_op *op, uint64_t offset, uint64_t bytes);
+int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed, arena_tick tick,
+                               void *arg, struct arena_error *error);
+
+/* Populates again, for writing, what is committed for writing in the range: `always`, or only where a fork has made it
+ * copy-on-write. Errors as reservation_commit; nothing is rolled back, for nothing was absent. */
+int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool always, unsigned threads,
+                           arena_tick tick, void *arg, struct arena_error *error);
+
+/* Would a commit of so much be refused by the preflight? Errors as reservation_commit. */
+int reservation_preflight(struct reservation *r, uint64_t offset, uint64_t bytes, struct arena_error *error);
+
+void reservation_before_fork(struct reservation *r);
+void reservation_after_fork_parent(struct reservation *r);
+void reservation_after_fork_child(struct reservation *r);
+
+#endif
