@@ -1,0 +1,692 @@
+#define _GNU_SOURCE
+#include "arena.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "arena_internal.h"
+#include "bitmap.h"
+
+#define NODES_FIRST 2048u  /* 64 KiB */
+#define LEAVES_FIRST 128u  /* 32 KiB */
+#define NODES_AT_ONCE 8192u /* 256 KiB: one populate call for so many blocks more */
+#define LEAVES_AT_ONCE 256u
+#define NODES_A_TICK (1u << 18)   /* 8 MiB: 2 ms */
+#define UNIT ((uint64_t)64 << 20) /* the index is populated for so much memory at a time */
+#define TICK_NS 10000000u
+
+static int explain(struct arena_error *e, int rc, const char *op, uint64_t requested, uint64_t available) {
+    if (e) *e = (struct arena_error){.err = -rc, .op = op, .requested = requested, .available = available};
+    return rc;
+}
+
+static uint64_t bytes_of(uint64_t granules) { return granules << FREELIST_GRANULE_SHIFT; }
+static uint64_t granules_of(uint64_t bytes) {
+    return (bytes >> FREELIST_GRANULE_SHIFT) + ((bytes & (FREELIST_GRANULE - 1)) != 0);
+}
+
+static void describe(const struct arena *a, const struct freelist_block *b, struct arena_block *out) {
+    out->handle = b->handle;
+    out->offset = bytes_of(b->offset);
+    out->bytes = bytes_of(b->size);
+    out->address = a->base + out->offset;
+    out->dirty = out->bytes;
+}
+
+struct commit_control {
+    unsigned threads;
+    arena_tick tick;
+    void *arg;
+};
+
+/* --- the index's memory ------------------------------------------------------------------------------------------------ */
+
+static int touch_units(struct arena *a, uint64_t first, uint64_t last, const struct commit_control *how) {
+    const struct freelist_layout *layout = &a->index.layout;
+    uint64_t chunks = layout->granules >> layout->chunk_shift, unit = (uint64_t)1 << a->unit_shift;
+    uint64_t asked = os_now_ns();
+    for (uint64_t u = first >> a->unit_shift; u <= last >> a->unit_shift; u++) {
+        uint64_t from = u * unit;
+        if (from >= chunks) break;
+        struct freelist_extent part[3];
+        freelist_touch(layout, from, unit < chunks - from ? unit : chunks - from, part);
+        int rc = table_populate(&a->map, part[0].offset, part[0].bytes);
+        if (rc == 0) rc = table_populate(&a->side, part[1].offset, part[1].bytes);
+        if (rc == 0) rc = table_populate(&a->chunks, part[2].offset, part[2].bytes);
+        if (rc == 0 && how->tick && os_now_ns() - asked > TICK_NS) {
+            rc = how->tick(how->arg, 0, 0);
+            asked = os_now_ns();
+        }
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+/* For a block that is going to be where freelist_alloc said. Outside the lock: two threads may do the same, and the second
+ * finds it done. The index for memory that cannot be had is not populated. */
+static int touch_index(struct arena *a, const struct freelist_block *b, const struct commit_control *how,
+                       struct arena_error *error) {
+    uint64_t first = bytes_of(b->offset) >> a->chunk_shift;
+    uint64_t last = (bytes_of(b->offset + b->size) >> a->chunk_shift) + 1;
+    lock_take(&a->lock);
+    uint64_t lacking = bytes_of(b->size - freelist_committed_in(&a->index, b->offset, b->size));
+    lock_drop(&a->lock);
+    int rc = a->read_only_populate ? 0 : reservation_preflight(&a->reservation, bytes_of(b->offset), lacking, error);
+    if (rc) return rc;
+    rc = touch_units(a, first, last, how);
+    if (rc) return explain(error, rc, "populating the index", bytes_of(b->size), UINT64_MAX);
+    lock_take(&a->lock);
+    uint64_t units = ((a->index.layout.granules >> a->index.layout.chunk_shift) >> a->unit_shift) + 2;
+    uint64_t end = (last >> a->unit_shift) + 1;
+    (void)bit_fill(a->touched, first >> a->unit_shift, end < units ? end : units, true);
+    lock_drop(&a->lock);
+    return 0;
+}
+
+static int grow_index(struct arena *a, uint64_t nodes, uint64_t leaves) {
+    struct freelist *f = &a->index;
+    lock_take(&a->lock);
+    uint32_t had_nodes = f->nodes_ready, had_leaves = f->leaves_ready;
+    nodes = f->nodes_free < nodes ? had_nodes + (nodes - f->nodes_free) + NODES_AT_ONCE : had_nodes;
+    leaves = f->leaves_free < leaves ? had_leaves + (leaves - f->leaves_free) + LEAVES_AT_ONCE : had_leaves;
+    lock_drop(&a->lock);
+    if (nodes > f->layout.max_nodes) nodes = f->layout.max_nodes;
+    if (leaves > f->layout.max_leaves) leaves = f->layout.max_leaves;
+    if (nodes <= had_nodes && leaves <= had_leaves) return -ENOMEM;
+    int rc = table_populate(&a->nodes, had_nodes * sizeof(struct freelist_node),
+                            (nodes - had_nodes) * sizeof(struct freelist_node));
+    if (rc == 0)
+        rc = table_populate(&a->leaves, had_leaves * sizeof(struct freelist_leaf),
+                            (leaves - had_leaves) * sizeof(struct freelist_leaf));
+    if (rc) return rc;
+    lock_take(&a->lock);
+    if (nodes > f->nodes_ready || leaves > f->leaves_ready)
+        freelist_ready(f, nodes > f->nodes_ready ? (uint32_t)nodes : f->nodes_ready,
+                       leaves > f->leaves_ready ? (uint32_t)leaves : f->leaves_ready);
+    lock_drop(&a->lock);
+    return 0;
+}
+
+/* What the index said it needs before it can go on: -EAGAIN or -ENODATA, see freelist_alloc. */
+static int extend_index(struct arena *a, int lacks, const struct freelist_block *b, const struct commit_control *how,
+                        struct arena_error *error) {
+    if (lacks == -ENODATA) return touch_index(a, b, how, error);
+    int rc = grow_index(a, 4, 2);
+    return rc ? explain(error, rc, "populating the index", 0, UINT64_MAX) : 0;
+}
+
+/* --- life --------------------------------------------------------------------------------------------------------------- */
+
+static void fork_before(void *self) {
+    struct arena *a = self;
+    lock_take(&a->lock);
+    if (!a->unmapped) reservation_before_fork(&a->reservation);
+}
+
+static void fork_parent(void *self) {
+    struct arena *a = self;
+    if (!a->unmapped) reservation_after_fork_parent(&a->reservation);
+    lock_drop(&a->lock);
+}
+
+static void fork_child(void *self) {
+    struct arena *a = self;
+    lock_reset(&a->lock);
+    if (a->unmapped) return;
+    reservation_after_fork_child(&a->reservation);
+    if (a->reservation.dropped && !a->refuse) a->refuse = -ENOTCONN;
+    for (struct arena_pending *p = a->pending, *next; p; p = next) {
+        next = p->next;
+        if (pthread_equal(p->thread, pthread_self())) continue;
+        (void)freelist_free(&a->index, p->handle);
+        if (p->prev)
+            p->prev->next = next;
+        else
+            a->pending = next;
+        if (next) next->prev = p->prev;
+    }
+}
+
+static int reserve_index(struct arena *a, const struct freelist_layout *layout, const char **step) {
+    *step = "mmap of the index";
+    int rc = table_reserve(&a->nodes, layout->node_bytes);
+    if (rc == 0) rc = table_reserve(&a->leaves, layout->leaf_bytes);
+    if (rc == 0) rc = table_reserve(&a->map, layout->map_bytes);
+    if (rc == 0) rc = table_reserve(&a->side, layout->side_bytes);
+    if (rc == 0) rc = table_reserve(&a->chunks, layout->chunk_bytes);
+    if (rc) return rc;
+    *step = "populating the index";
+    uint32_t nodes = NODES_FIRST < layout->max_nodes ? NODES_FIRST : layout->max_nodes;
+    uint32_t leaves = LEAVES_FIRST < layout->max_leaves ? LEAVES_FIRST : layout->max_leaves;
+    rc = table_populate(&a->nodes, 0, nodes * sizeof(struct freelist_node));
+    if (rc == 0) rc = table_populate(&a->leaves, 0, leaves * sizeof(struct freelist_leaf));
+    a->index.layout = *layout;
+    if (rc == 0) rc = table_populate(&a->chunks, 0, layout->summary_bytes);
+    if (rc == 0) rc = touch_units(a, 0, 1, &(struct commit_control){0});
+    if (rc) return rc;
+    struct freelist_tables tables = {.node = (void *)a->nodes.base,
+                                     .leaf = (void *)a->leaves.base,
+                                     .map = (void *)a->map.base,
+                                     .side = (void *)a->side.base,
+                                     .chunk = (void *)a->chunks.base};
+    freelist_init(&a->index, layout, &tables, nodes, leaves, 0);
+    a->index.touched = a->touched;
+    a->index.touched_shift = a->unit_shift;
+    (void)bit_fill(a->touched, 0, (1u >> a->unit_shift) + 1, true);
+    return 0;
+}
+
+static void free_index(struct arena *a) {
+    table_unmap(&a->nodes);
+    table_unmap(&a->leaves);
+    table_unmap(&a->map);
+    table_unmap(&a->side);
+    table_unmap(&a->chunks);
+    free(a->touched);
+    a->touched = NULL;
+}
+
+static uint64_t default_now(void *arg) {
+    (void)arg;
+    return os_now_ns();
+}
+
+int arena_create(const struct arena_config *config, arena **out, struct arena_error *error) {
+    struct arena_config c = *config;
+    uint64_t size = c.reservation.size, chunk = c.chunk ? c.chunk : OS_HUGE;
+    if (size == 0 || size > bytes_of(FREELIST_MAX_GRANULES)) return explain(error, -EINVAL, "size", size, UINT64_MAX);
+    while (!c.chunk && chunk > OS_PAGE && chunk > size) chunk >>= 1;
+    if (chunk < OS_PAGE || chunk > (uint64_t)1 << 30 || (chunk & (chunk - 1)) || size / chunk >= FREELIST_MAX_CHUNKS)
+        return explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
+    if (chunk < OS_HUGE) {
+        if (c.reservation.pages == ARENA_PAGES_THP) return explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
+        c.reservation.pages = ARENA_PAGES_4K; /* a part of a huge page cannot be given back */
+    }
+    c.reservation.size = size = (size + chunk - 1) & ~(chunk - 1);
+
+    struct arena *a = calloc(1, sizeof *a);
+    if (!a) return explain(error, -ENOMEM, "malloc", sizeof *a, UINT64_MAX);
+    memset((void *)a, 0, sizeof *a); /* calloc's pages may be promises too */
+    a->chunk_shift = (unsigned)__builtin_ctzll(chunk);
+    a->unit_shift = chunk < UNIT ? (unsigned)__builtin_ctzll(UNIT) - a->chunk_shift : 0;
+    a->retain = c.retain;
+    a->decay_ns = c.decay_ns;
+    a->now_ns = c.now_ns ? c.now_ns : default_now;
+    a->now_arg = c.now_arg;
+    a->read_only_populate = c.read_only_populate;
+    struct freelist_layout layout;
+    const char *step = "index";
+    int rc = freelist_plan(granules_of(size), a->chunk_shift - FREELIST_GRANULE_SHIFT, &layout);
+    uint64_t units = ((size >> a->chunk_shift) >> a->unit_shift) + 2;
+    if (rc == 0 && !(a->touched = calloc((size_t)(units / 64 + 1), sizeof *a->touched))) rc = -ENOMEM;
+    if (rc == 0) rc = reserve_index(a, &layout, &step);
+    if (rc) {
+        free_index(a);
+        free(a);
+        return explain(error, rc, step, size, UINT64_MAX);
+    }
+    rc = reservation_init(&a->reservation, &c.reservation, false, error);
+    if (rc) {
+        free_index(a);
+        free(a);
+        return rc;
+    }
+    a->base = a->reservation.base;
+    a->watch = (struct fork_watch){fork_before, fork_parent, fork_child, a, NULL, NULL};
+    forks_watch(&a->watch);
+    *out = a;
+    return 0;
+}
+
+/* Under the lock: is it this caller who has to unmap, once the lock is dropped? */
+static bool last_one(struct arena *a) {
+    if (a->refuse != -ESHUTDOWN || a->unmapped || a->index.blocks || a->pins) return false;
+    a->unmapped = true;
+    return true;
+}
+
+int arena_close(arena *a) {
+    lock_take(&a->lock);
+    if (!a->unmapped && (a->pending || reservation_busy(&a->reservation))) {
+        lock_drop(&a->lock);
+        return -EBUSY;
+    }
+    a->refuse = -ESHUTDOWN;
+    bool unmap = last_one(a);
+    lock_drop(&a->lock);
+    if (unmap) (void)reservation_fini(&a->reservation);
+    return 0;
+}
+
+int arena_destroy(arena *a) {
+    lock_take(&a->lock);
+    bool mapped = !a->unmapped;
+    if (mapped && (a->pending || reservation_busy(&a->reservation))) {
+        lock_drop(&a->lock);
+        return -EBUSY;
+    }
+    a->unmapped = true;
+    a->refuse = -ESHUTDOWN;
+    lock_drop(&a->lock);
+    forks_forget(&a->watch);
+    if (mapped) (void)reservation_fini(&a->reservation);
+    free_index(a);
+    free(a);
+    return 0;
+}
+
+/* --- alloc -------------------------------------------------------------------------------------------------------------- */
+
+static void note_use(struct arena *a, const struct freelist_block *b) {
+    struct freelist *f = &a->index;
+    if (f->live > a->peak_live) a->peak_live = f->live;
+    if (f->free_committed < a->low) a->low = f->free_committed;
+    uint64_t end = b->offset + b->size;
+    if (end > a->virgin) a->virgin = end;
+}
+
+/* How much of a block, from its start, may hold old bytes, given what was virgin before it. */
+static uint64_t dirty_part(uint64_t virgin, const struct freelist_block *b) {
+    if (virgin <= b->offset) return 0;
+    uint64_t n = virgin - b->offset;
+    return bytes_of(n < b->size ? n : b->size);
+}
+
+/* The block was never handed out: what was virgin of it still is. */
+static void undo_use(struct arena *a, uint64_t offset, uint64_t size, uint64_t dirty) {
+    if (a->virgin == offset + size) a->virgin = offset + granules_of(dirty);
+}
+
+int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
+    struct freelist_block b;
+    uint64_t want = granules_of(bytes), step = align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
+    lock_take(&a->lock);
+    int rc = a->refuse;
+    if (rc == 0) rc = freelist_alloc(&a->index, want, step, FREELIST_COMMITTED_ONLY, &b);
+    if (rc) {
+        lock_drop(&a->lock);
+        return rc;
+    }
+    uint64_t virgin = a->virgin;
+    note_use(a, &b);
+    lock_drop(&a->lock);
+    describe(a, &b, out);
+    out->dirty = dirty_part(virgin, &b);
+    return 0;
+}
+
+static void pending_begin(struct arena *a, struct arena_pending *p, uint64_t handle) {
+    *p = (struct arena_pending){.handle = handle, .thread = pthread_self(), .next = a->pending};
+    if (a->pending) a->pending->prev = p;
+    a->pending = p;
+}
+
+static void pending_end(struct arena *a, struct arena_pending *p) {
+    if (p->prev)
+        p->prev->next = p->next;
+    else
+        a->pending = p->next;
+    if (p->next) p->next->prev = p->prev;
+}
+
+/* Commits the chunks of a block that is in the index already; *fresh: all of them were absent. Takes the lock at the end,
+ * and returns with it held. */
+static int commit_block(struct arena *a, const struct freelist_block *b, const struct commit_control *how, bool *fresh,
+                        struct arena_error *error) {
+    uint64_t mask = ((uint64_t)1 << a->chunk_shift) - 1;
+    uint64_t start = bytes_of(b->offset) & ~mask, end = (bytes_of(b->offset + b->size) + mask) & ~mask;
+    struct arena_pending pending;
+    uint64_t newly = 0;
+    pending_begin(a, &pending, b->handle);
+    lock_drop(&a->lock);
+    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->tick,
+                                how->arg, &newly, error);
+    lock_take(&a->lock);
+    pending_end(a, &pending);
+    *fresh = newly == end - start;
+    if (rc == 0) freelist_commit(&a->index, start >> a->chunk_shift, (end - start) >> a->chunk_shift, b->handle);
+    return rc;
+}
+
+/* Besides ARENA_*: what is lacking of a free range, instead of a block of the size. */
+#define HOLD 0x80000000u
+
+/* Finds a range and has it committed; on success the lock is held. *dirty: see struct arena_block. */
+static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigned flags,
+                        const struct commit_control *how, struct freelist_block *b, uint64_t *dirty,
+                        struct arena_error *error) {
+    uint64_t want = granules_of(bytes), step = align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
+    struct freelist *f = &a->index;
+    for (;;) {
+        lock_take(&a->lock);
+        uint64_t virgin = a->virgin;
+        int rc = a->refuse;
+        if (rc == 0)
+            rc = flags & HOLD ? freelist_hold(f, want, b)
+                              : freelist_alloc(f, want, step, flags & ARENA_NO_GROW ? FREELIST_COMMITTED_ONLY : 0, b);
+        if (rc == 0) {
+            if (b->size == 0) return 0;
+            if (!(flags & HOLD)) note_use(a, b);
+            *dirty = dirty_part(virgin, b);
+            if (b->committed) return 0;
+            uint64_t offset = b->offset, size = b->size, before = *dirty;
+            bool fresh;
+            rc = commit_block(a, b, how, &fresh, error);
+            /* Somebody else's reset, or a fork of which this is the child, may have taken the block away meanwhile. */
+            if (rc == 0 && freelist_get(f, b->handle, b) == 0) {
+                if (fresh) *dirty = 0;
+                return 0;
+            }
+            (void)freelist_free(f, b->handle);
+            undo_use(a, offset, size, before);
+            bool unmap = last_one(a);
+            lock_drop(&a->lock);
+            if (unmap) (void)reservation_fini(&a->reservation);
+            return rc ? rc : explain(error, -ECANCELED, "reset", bytes, UINT64_MAX);
+        }
+        if (rc == -ENOSPC && error) {
+            struct freelist_stats s;
+            freelist_stats(f, &s);
+            explain(error, rc, "alloc", bytes, bytes_of(flags & ARENA_NO_GROW ? s.largest_committed : s.largest_free));
+            error->committed = bytes_of(s.committed);
+        }
+        lock_drop(&a->lock);
+        if (rc == -EAGAIN || rc == -ENODATA)
+            rc = extend_index(a, rc, b, how, error);
+        else if (rc != -ENOSPC)
+            explain(error, rc, "alloc", bytes, UINT64_MAX);
+        if (rc) return rc;
+    }
+}
+
+int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_tick tick, void *arg,
+                struct arena_block *out, struct arena_error *error) {
+    struct freelist_block b;
+    struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
+    uint64_t dirty;
+    int rc = alloc_locked(a, bytes, align, flags, &how, &b, &dirty, error);
+    if (rc) return rc;
+    lock_drop(&a->lock);
+    describe(a, &b, out);
+    out->dirty = dirty;
+    if (flags & ARENA_ZERO) {
+        arena_zero(out->address, out->dirty);
+        out->dirty = 0;
+    }
+    return 0;
+}
+
+int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, void *arg, struct arena_block *out,
+                 struct arena_error *error) {
+    struct freelist *f = &a->index;
+    struct freelist_block b, old;
+    struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
+    for (;;) {
+        lock_take(&a->lock);
+        int rc = freelist_get(f, handle, &old);
+        if (rc == 0) rc = freelist_resize(f, handle, granules_of(bytes), 0, &b);
+        if (rc == 0) {
+            uint64_t virgin = a->virgin;
+            bool fresh;
+            note_use(a, &b);
+            if (!b.committed && (rc = commit_block(a, &b, &how, &fresh, error)) != 0)
+                (void)freelist_resize(f, handle, old.size, 0, &b);
+            lock_drop(&a->lock);
+            describe(a, &b, out);
+            out->dirty = dirty_part(virgin, &b);
+            return rc;
+        }
+        lock_drop(&a->lock);
+        if (rc != -EAGAIN && rc != -ENODATA) return explain(error, rc, "resize", bytes, UINT64_MAX);
+        rc = extend_index(a, rc, &b, &how, error);
+        if (rc) return rc;
+    }
+}
+
+/* --- free, retention, release ------------------------------------------------------------------------------------------- */
+
+/* Under the lock: bytes of free memory that are to be released now. */
+static uint64_t beyond(const struct arena *a, uint64_t free_committed) {
+    uint64_t keep = a->retain > a->floor ? a->retain : a->floor;
+    return free_committed > keep ? free_committed - keep : 0;
+}
+
+/* Memory is due when it was free during the whole of the last decay time: the low-water mark of a window. */
+static bool retention(struct arena *a, uint64_t now) {
+    uint64_t chunk = (uint64_t)1 << a->chunk_shift, free_committed = bytes_of(a->index.free_committed);
+    if (a->decay_ns == 0) {
+        a->due = beyond(a, free_committed);
+    } else if (now >= a->window_end) {
+        a->due = a->window_end ? beyond(a, bytes_of(a->low)) : 0;
+        a->low = a->index.free_committed;
+        a->window_end = now + a->decay_ns;
+    }
+    return a->due >= chunk;
+}
+
+static int give(struct arena *a, uint64_t handle, bool pin, bool *due) {
+    uint64_t now = a->decay_ns && a->retain != UINT64_MAX ? a->now_ns(a->now_arg) : 0;
+    *due = false;
+    lock_take(&a->lock);
+    int rc = freelist_free(&a->index, handle);
+    bool unmap = false;
+    if (rc == 0) {
+        a->pins += pin;
+        if (__builtin_expect(a->refuse != 0, 0))
+            unmap = last_one(a);
+        else if (a->retain != UINT64_MAX)
+            *due = retention(a, now);
+    }
+    lock_drop(&a->lock);
+    if (unmap) (void)reservation_fini(&a->reservation);
+    return rc;
+}
+
+int arena_give(arena *a, uint64_t handle, bool *due) { return give(a, handle, false, due); }
+int arena_give_pinned(arena *a, uint64_t handle, bool *due) { return give(a, handle, true, due); }
+
+void arena_unpin(arena *a) {
+    lock_take(&a->lock);
+    if (a->pins) a->pins--;
+    bool unmap = last_one(a);
+    lock_drop(&a->lock);
+    if (unmap) (void)reservation_fini(&a->reservation);
+}
+
+/* Releases one run of at most `bytes`; the lock is held on entry and dropped on return. */
+static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct arena_error *error) {
+    struct freelist_span span;
+    struct reservation_op op;
+    *freed = 0;
+    /* A lazy range is closed when it is released, and a freed block's object may still be read through. */
+    int rc = a->unmapped || (a->reservation.lazy && a->pins) ? -ENOENT : 0;
+    if (rc == 0) rc = freelist_pick(&a->index, bytes >> a->chunk_shift, &span);
+    if (rc == 0) {
+        rc = reservation_release_begin(&a->reservation, &op, span.first << a->chunk_shift,
+                                       span.count << a->chunk_shift);
+        if (rc) freelist_commit(&a->index, span.first, span.count, 0);
+    }
+    if (rc) {
+        lock_drop(&a->lock);
+        return rc;
+    }
+    uint64_t start = span.first << (a->chunk_shift - FREELIST_GRANULE_SHIFT);
+    uint64_t end = (span.first + span.count) << (a->chunk_shift - FREELIST_GRANULE_SHIFT), virgin = a->virgin;
+    if (a->virgin <= end && a->virgin > start) a->virgin = start;
+    lock_drop(&a->lock);
+    rc = reservation_release_finish(&a->reservation, &op, freed, NULL, NULL, error);
+    if (rc) { /* some of it is there still, and not zero */
+        lock_take(&a->lock);
+        if (a->virgin < virgin) a->virgin = virgin;
+        uint64_t chunk = (uint64_t)1 << a->chunk_shift;
+        for (uint64_t c = span.first; c < span.first + span.count; c++) {
+            if (reservation_is_committed(&a->reservation, c << a->chunk_shift, chunk, !a->read_only_populate))
+                freelist_commit(&a->index, c, 1, 0);
+        }
+        lock_drop(&a->lock);
+    }
+    return rc;
+}
+
+int arena_collect(arena *a) {
+    for (;;) {
+        uint64_t freed, chunk = (uint64_t)1 << a->chunk_shift;
+        lock_take(&a->lock);
+        if (a->decay_ns == 0) a->due = a->retain == UINT64_MAX ? 0 : beyond(a, bytes_of(a->index.free_committed));
+        uint64_t due = a->due;
+        if (due < chunk) {
+            lock_drop(&a->lock);
+            return 0;
+        }
+        int rc = release_one(a, due, &freed, NULL);
+        if (rc) return rc == -ENOENT || rc == -EAGAIN ? 0 : rc;
+        lock_take(&a->lock);
+        a->due = a->due > freed ? a->due - freed : 0;
+        lock_drop(&a->lock);
+        if (freed == 0) return 0;
+    }
+}
+
+int arena_free(arena *a, uint64_t handle) {
+    bool due;
+    int rc = arena_give(a, handle, &due);
+    if (rc == 0 && due) (void)arena_collect(a); /* the block is free either way */
+    return rc;
+}
+
+/* Releases free committed chunks until at most `keep` bytes and a chunk of them are left. */
+static int trim(struct arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error) {
+    uint64_t part;
+    *freed = 0;
+    for (;;) {
+        lock_take(&a->lock);
+        uint64_t have = bytes_of(a->index.free_committed);
+        if (have <= keep || have - keep < (uint64_t)1 << a->chunk_shift) {
+            lock_drop(&a->lock);
+            return 0;
+        }
+        int rc = release_one(a, have - keep, &part, error);
+        *freed += part;
+        if (rc) return rc == -ENOENT || rc == -EAGAIN ? 0 : rc;
+    }
+}
+
+int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error) {
+    lock_take(&a->lock);
+    a->floor = 0;
+    lock_drop(&a->lock);
+    return trim(a, keep, freed, error);
+}
+
+/* --- warm --------------------------------------------------------------------------------------------------------------- */
+
+/* Nodes for so many blocks more, and a leaf. */
+static int warm_index(struct arena *a, uint64_t blocks, const struct commit_control *how) {
+    for (;;) {
+        lock_take(&a->lock);
+        uint64_t at_hand = a->index.nodes_free;
+        bool all = a->index.nodes_ready == a->index.layout.max_nodes;
+        lock_drop(&a->lock);
+        if (at_hand >= blocks || all) return 0;
+        int rc = grow_index(a, blocks - at_hand < NODES_A_TICK ? blocks : at_hand + NODES_A_TICK, 1);
+        if (rc == 0 && how->tick) rc = how->tick(how->arg, 0, 0);
+        if (rc) return rc;
+    }
+}
+
+int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error) {
+    struct freelist_block b;
+    struct commit_control how = {.threads = threads, .tick = tick, .arg = arg};
+    uint64_t unused, size = bytes_of(a->index.layout.granules);
+    lock_take(&a->lock);
+    int rc = a->refuse;
+    uint64_t before = bytes_of(a->index.free_committed), floor = a->floor;
+    lock_drop(&a->lock);
+    if (rc) return explain(error, rc, "warm", bytes, UINT64_MAX);
+    rc = reservation_repopulate(&a->reservation, 0, size, false, threads, tick, arg, error);
+    if (rc == 0) rc = alloc_locked(a, bytes, FREELIST_GRANULE, HOLD, &how, &b, &unused, error);
+    if (rc) return rc;
+    if (b.size) (void)freelist_free(&a->index, b.handle);
+    if (bytes > floor) a->floor = bytes;
+    lock_drop(&a->lock);
+    rc = warm_index(a, bytes / OS_PAGE + 4, &how);
+    if (rc == 0) return 0;
+    lock_take(&a->lock);
+    if (a->floor == bytes) a->floor = floor;
+    lock_drop(&a->lock);
+    (void)trim(a, before, &unused, NULL);
+    return explain(error, rc, "populating the index", bytes, UINT64_MAX);
+}
+
+/* --- all the blocks ----------------------------------------------------------------------------------------------------- */
+
+static int reset(struct arena *a, bool pin) {
+    lock_take(&a->lock);
+    if (a->pending) {
+        lock_drop(&a->lock);
+        return -EBUSY;
+    }
+    if (pin) a->pins += a->index.blocks;
+    freelist_reset(&a->index);
+    __atomic_fetch_add(&a->epoch, 1, __ATOMIC_RELEASE);
+    bool due = a->retain != UINT64_MAX && retention(a, a->decay_ns ? a->now_ns(a->now_arg) : 0);
+    bool unmap = last_one(a);
+    lock_drop(&a->lock);
+    if (unmap)
+        (void)reservation_fini(&a->reservation);
+    else if (due)
+        (void)arena_collect(a);
+    return 0;
+}
+
+int arena_reset(arena *a) { return reset(a, false); }
+int arena_reset_pinned(arena *a) { return reset(a, true); }
+
+int arena_find(arena *a, const void *address, struct arena_block *out) {
+    uintptr_t offset = (uintptr_t)address - (uintptr_t)a->base;
+    struct freelist_block b;
+    if (offset & (FREELIST_GRANULE - 1)) return -ENOENT;
+    lock_take(&a->lock);
+    int rc = offset >= bytes_of(a->index.layout.granules) ? -ENOENT : freelist_find(&a->index, granules_of(offset), &b);
+    lock_drop(&a->lock);
+    if (rc == 0) describe(a, &b, out);
+    return rc;
+}
+
+size_t arena_blocks(arena *a, uint64_t *cursor, struct arena_block *out, size_t max) {
+    struct freelist_block b[256];
+    if (max > sizeof b / sizeof *b) max = sizeof b / sizeof *b;
+    lock_take(&a->lock);
+    size_t n = freelist_scan(&a->index, cursor, b, max);
+    lock_drop(&a->lock);
+    for (size_t i = 0; i < n; i++) describe(a, &b[i], &out[i]);
+    return n;
+}
+
+void arena_get(arena *a, struct arena_stats *out) {
+    struct freelist_stats s;
+    struct reservation_stats r = {0};
+    lock_take(&a->lock);
+    freelist_stats(&a->index, &s);
+    if (!a->unmapped) reservation_get(&a->reservation, &r);
+    *out = (struct arena_stats){.reserved = r.size,
+                                .committed = r.committed,
+                                .live = bytes_of(s.live),
+                                .free_committed = a->unmapped ? 0 : bytes_of(s.free_committed),
+                                .blocks = s.blocks,
+                                .peak_committed = r.peak_committed,
+                                .peak_live = bytes_of(a->peak_live),
+                                .commits = r.commits,
+                                .releases = r.releases,
+                                .commit_ns = r.commit_ns,
+                                .release_ns = r.release_ns,
+                                .largest_free = bytes_of(s.largest_free),
+                                .free = bytes_of(s.free)};
+    lock_drop(&a->lock);
+}
+
+void *arena_address(arena *a) { return a->base; }
+uint64_t arena_chunk(arena *a) { return (uint64_t)1 << a->chunk_shift; }
+reservation *arena_reservation(arena *a) { return &a->reservation; }
+uint64_t *arena_epoch(arena *a) { return &a->epoch; }

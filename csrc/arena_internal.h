@@ -1,0 +1,53 @@
+/* arena_internal.h: what the Python types need of an arena beyond arena.h. */
+#ifndef ARENA_INTERNAL_H
+#define ARENA_INTERNAL_H
+
+#include "freelist.h"
+#include "lock.h"
+#include "reservation.h"
+#include "table.h"
+
+/* A block whose chunks are being committed: in the child of a fork nobody is left to finish it. */
+struct arena_pending {
+    uint64_t handle;
+    pthread_t thread;
+    struct arena_pending *next, *prev;
+};
+
+struct arena {
+    struct lock lock;
+    int refuse;        /* 0, or why no block is given out: -ESHUTDOWN, -ENOTCONN */
+    unsigned chunk_shift; /* bytes */
+    uint64_t peak_live;   /* granules */
+    uint64_t virgin;      /* granules: nothing from here on was ever handed out since it was committed */
+    uint64_t low;         /* granules: the least that was free and committed since `window` began */
+    uint64_t retain, floor; /* bytes to keep: the user's, and what was warmed */
+    struct freelist index;
+
+    uint64_t epoch;       /* atomic: moves at a reset */
+    uint64_t pins;        /* objects that may still point at blocks which are freed: the mapping stays for them */
+    uint64_t due;         /* bytes, for decay */
+    uint64_t window_end;  /* ns */
+    uint64_t decay_ns;
+    uint64_t (*now_ns)(void *);
+    void *now_arg;
+    bool read_only_populate, unmapped;
+    struct arena_pending *pending;
+    struct table nodes, leaves, map, side, chunks;
+    uint64_t *touched;    /* a bit for 2^unit_shift chunks: their part of map, side and chunks is populated */
+    unsigned unit_shift;
+    char *base;
+    struct reservation reservation;
+    struct fork_watch watch;
+};
+
+/* Where the arena's epoch is, which moves at each reset. */
+uint64_t *arena_epoch(arena *a);
+
+/* As arena_give, for a block whose object lives on: the mapping waits for arena_unpin. */
+int arena_give_pinned(arena *a, uint64_t handle, bool *due);
+void arena_unpin(arena *a);
+/* Frees every block; one pin for each. */
+int arena_reset_pinned(arena *a);
+
+#endif
