@@ -1,0 +1,73 @@
+# cython: language_level=3
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+
+
+cdef extern from "arena.h" nogil:
+    ctypedef struct arena_handle "arena":
+        pass
+    ctypedef struct reservation_handle "reservation":
+        pass
+    ctypedef int (*arena_tick)(void *arg, uint64_t done, uint64_t total) noexcept
+    cdef struct arena_error:
+        int err
+        const char *op
+        uint64_t offset
+        uint64_t requested
+        uint64_t committed
+        uint64_t available
+        char where[160]
+    cdef struct arena_block:
+        uint64_t handle
+        uint64_t offset
+        uint64_t bytes
+        void *address
+        uint64_t dirty
+
+
+cdef struct view_range:
+    uint64_t first
+    uint64_t end
+    view_range *next
+    view_range *prev
+    bint is_release
+
+
+cdef class Reservation:
+    cdef reservation_handle *c
+    cdef uint64_t _size, _page, _address
+    cdef uint64_t exports
+    cdef uint32_t views_lock
+    cdef view_range *views
+    cdef reservation_handle *open(self) except NULL
+    cdef enter(self)
+    cdef Py_ssize_t copy(self, buffer, offset, bint into) except -1
+    cdef range_of(self, nbytes, offset, uint64_t *start, uint64_t *length)
+    cdef bint look(self, view_range *range) noexcept nogil
+    cdef void look_away(self, view_range *range) noexcept nogil
+
+
+cdef class Arena:
+    cdef arena_handle *c
+    cdef uint64_t exports
+    cdef uint64_t *epoch_at
+    cdef bint is_closed
+    cdef uint64_t _size, _page, _address
+    cdef object __weakref__
+    cdef Block slow_alloc(self, uint64_t nbytes, uint64_t align, bint zero, bint grow)
+    cdef Block wrap(self, arena_block *b, uint64_t nbytes)
+
+
+cdef class Block:
+    cdef Arena _arena
+    cdef uint64_t handle
+    cdef char *ptr
+    cdef Py_ssize_t size
+    cdef uint64_t exports
+    cdef uint64_t epoch
+
+
+# For other Cython modules, without the GIL: memory of a Python Arena's arena. A block that was had this way keeps nothing
+# alive; free it before the Arena goes. -errno as in arena.h.
+cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
+cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
+cdef int block_free(Arena a, uint64_t handle) noexcept nogil

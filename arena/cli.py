@@ -1,0 +1,55 @@
+"""The command line: ``python -m arena COMMAND``. A command is a module with SUMMARY, add_arguments and run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from . import __version__, demo
+from .errors import ArenaError
+
+__all__ = ["main"]
+
+
+class Command(Protocol):
+    SUMMARY: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """The exit status. argparse.ArgumentTypeError: the arguments make no sense."""
+
+
+COMMANDS: dict[str, Command] = {"demo": demo}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0, 1 for what went wrong, 2 for arguments that make no sense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m arena", description="Memory that is there, or an error that says why not."
+    )
+    parser.add_argument("--version", action="version", version=f"sparse-arena {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY)
+        command.add_arguments(one)
+        one.set_defaults(command=command, parser=one)
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.command.run(args)
+        sys.stdout.flush()
+    except argparse.ArgumentTypeError as error:
+        args.parser.error(str(error))
+    except (ArenaError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # Whoever read us has seen enough. What is still buffered must not fail again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        print(f"{args.parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status

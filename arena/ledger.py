@@ -1,0 +1,47 @@
+"""What an arena says of itself (Stats) and what the kernel says of it (Residency). Bytes, unless a name says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Residency", "Stats"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """An arena's ledger: exact at any moment when no other thread is inside the arena."""
+
+    reserved: int
+    committed: int
+    live: int
+    """In blocks, each rounded up to 64 bytes."""
+    free_committed: int
+    blocks: int
+    """How many."""
+    peak_committed: int
+    peak_live: int
+    commits: int
+    """How many commits populated something."""
+    releases: int
+    commit_seconds: float
+    release_seconds: float
+    largest_free: int
+    """The largest block that could be allocated."""
+    fragmentation: float
+    """1 - largest_free / free: 0 when all free memory is in one piece."""
+
+
+@dataclass(frozen=True)
+class Residency:
+    """The kernel's word on a range."""
+
+    present: int
+    huge: int
+    """Of the present: in pages of 2 MiB or more, mapped as such."""
+    zero: int
+    """Of the present: the shared zero page, which takes no memory."""
+    swapped: int
+    locked: int | None
+    """mlocked; known for a whole reservation only."""
+    dirty: int | None
+    """Modified since mapped; known for a whole reservation only."""
