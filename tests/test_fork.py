@@ -1,0 +1,181 @@
+"""fork: by design a child may use, or is told that it may not use, what its parent had."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import MIB, faults_writing
+
+from arena import Arena, Reservation
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def in_child(work: Callable[[], object]) -> None:
+    """Runs work in a fork; what it raises fails the test."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException as error:
+            os.write(write, repr(error).encode()[:4000])
+        finally:
+            os._exit(status)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read().decode()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, f"the child ended with {status}: {said}"
+
+
+def test_copy() -> None:
+    a = Arena("256MiB")
+    b = a.alloc("4MiB")
+    b[:5] = b"hello"
+
+    def work() -> None:
+        assert bytes(b[:5]) == b"hello"
+        b[:5] = b"child"
+        c = a.alloc("8MiB")
+        c[0] = 1
+        del c
+        assert a.trim() > 0
+        b.free()
+        a.close()
+
+    in_child(work)
+    assert bytes(b[:5]) == b"hello"
+    assert a.stats().blocks == 1
+
+
+def test_commit_and_warm_populate_again_what_became_copy_on_write() -> None:
+    r = Reservation("64MiB", pages="4K")
+    r.commit()
+    a = Arena("256MiB", pages="4K", chunk="1MiB")
+    a.warm("32MiB")
+    r.view()[:] = b"x" * (64 * MIB)
+    block = a.alloc("32MiB", grow=False)
+    block[:] = b"y" * (32 * MIB)
+    hold, release = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(release)
+        os.read(hold, 1)
+        os._exit(0)
+    try:
+        assert r.commit() == 0
+        a.warm("1MiB")
+        view = r.view()
+        assert faults_writing(view) == faults_writing(memoryview(block)) == 0
+        assert view[1] == ord("x")
+    finally:
+        os.close(release)
+        os.close(hold)
+        os.waitpid(pid, 0)
+
+
+def test_drop() -> None:
+    a = Arena("256MiB", fork="drop")
+    b = a.alloc("4MiB")
+    b[:4] = b"abcd"
+    r = Reservation("64MiB", fork="drop")
+    r.commit("4MiB")
+    view = r.view("4MiB")
+    view[0] = 5
+
+    def work() -> None:
+        with pytest.raises(RuntimeError, match="fork='drop'"):
+            a.alloc(100)
+        with pytest.raises(RuntimeError, match="drop"):
+            a.warm(100)
+        with pytest.raises(RuntimeError, match="drop"):
+            r.commit()
+        with pytest.raises(RuntimeError, match="drop"):
+            r.release("2MiB", offset="32MiB")
+        assert view[0] == 0  # an address of the parent's; the child does not crash on it
+        assert r.committed == 0
+        b.free()
+        a.close()
+
+    in_child(work)
+    assert bytes(b[:4]) == b"abcd"
+    assert view[0] == 5
+    a.alloc("1MiB")
+
+
+def test_wipe() -> None:
+    a = Arena("256MiB", fork="wipe")
+    b = a.alloc("4MiB")
+    b[:4] = b"abcd"
+
+    def work() -> None:
+        assert bytes(b[:4]) == bytes(4)
+        a.warm("8MiB")
+        assert faults_writing(memoryview(a.alloc("8MiB", grow=False))) == 0
+
+    in_child(work)
+    assert bytes(b[:4]) == b"abcd"
+
+
+@pytest.mark.parametrize("pages", ["4K", "thp"])
+def test_fork_in_the_middle_of_anothers_commit(pages: str) -> None:
+    for attempt in range(4):
+        a = Arena("4GiB", pages=pages)  # type: ignore[arg-type]
+        kept = a.alloc("1MiB")
+        kept[:] = b"k" * MIB
+        started = threading.Event()
+        done: list[object] = []
+
+        def commit(a: Arena = a, started: threading.Event = started, done: list[object] = done) -> None:
+            started.set()
+            done.append(a.alloc("1GiB"))
+
+        thread = threading.Thread(target=commit)
+        thread.start()
+        started.wait()
+        time.sleep(0.01 * attempt)
+
+        def work(a: Arena = a, kept: object = kept) -> None:
+            assert bytes(kept[:]) == b"k" * MIB  # type: ignore[index]
+            b = a.alloc("16MiB", zero=True)
+            assert not any(b[:MIB])
+            b[:] = b"c" * (16 * MIB)
+            s = a.stats()
+            assert s.blocks in (2, 3)  # with the other thread's, if that was ready before the fork
+            a.trim()
+            assert a.residency().present <= a.stats().committed
+
+        in_child(work)
+        thread.join()
+        assert len(done) == 1
+        assert a.stats().blocks == 2
+        done.clear()
+        a.trim()
+
+
+def test_fork_in_a_progress_callback() -> None:
+    r = Reservation("1GiB")
+    pids: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        if not pids and done < total:
+            pid = os.fork()
+            pids.append(pid)
+
+    try:
+        r.commit(threads=2, progress=progress)
+    except OSError:
+        # The child: its helper threads stayed with the parent.
+        os._exit(0 if pids == [0] and r.committed == 0 else 1)
+    if pids == [0]:
+        os._exit(2)
+    if pids:
+        assert os.waitpid(pids[0], 0)[1] == 0
+    assert r.committed == r.size

@@ -1,0 +1,103 @@
+"""Every order in which things can end. Each case runs in a child that has to exit by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+PRELUDE = """
+import gc, sys
+from arena import Arena, Reservation
+a = Arena("64MiB")
+b = a.alloc(10000)
+b[0] = 1
+"""
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["a", "b", "v"])))
+@pytest.mark.parametrize("view", ["memoryview(b)", "np.frombuffer(b, 'u1')", "np.asarray(b)", "np.ndarray((10000,), 'u1', b)"])
+def test_dropped_in_any_order(order: tuple[str, ...], view: str, child: Callable[..., str]) -> None:
+    if "np." in view:
+        pytest.importorskip("numpy", reason="NumPy is not installed")
+    steps = "".join(f"del {name}\ngc.collect()\n" + ("v[0] = v[9999] = 3\n" if "v" in order[i + 1 :] else "")
+                    for i, name in enumerate(order))
+    child(PRELUDE + ("import numpy as np\n" if "np." in view else "") + f"v = {view}\n" + steps)
+
+
+@pytest.mark.parametrize("view", ["memoryview(b)", "np.frombuffer(b, 'u1')", "np.ndarray((10000,), 'u1', b)"])
+@pytest.mark.parametrize("steps", list(itertools.permutations(["a.close()", "b.free()", "a.reset()", "a.trim()"])))
+def test_told_to_end_in_any_order(steps: tuple[str, ...], view: str, child: Callable[..., str]) -> None:
+    if "np." in view:
+        pytest.importorskip("numpy", reason="NumPy is not installed")
+    tries = "".join(f"try:\n    {step}\nexcept (BufferError, ValueError):\n    pass\nv[0] = v[9999] = 3\n" for step in steps)
+    child(PRELUDE + ("import numpy as np\n" if "np." in view else "") + f"v = {view}\n" + tries + "del v, b, a\ngc.collect()\n")
+
+
+def test_interpreter_exit_with_live_blocks(child: Callable[..., str]) -> None:
+    child(PRELUDE + "kept = [a.alloc(100 * i + 1) for i in range(1000)]\nview = memoryview(b)\nsys.modules['keep'] = kept\n")
+
+
+def test_interpreter_exit_with_retention(child: Callable[..., str]) -> None:
+    child("from arena import Arena\na = Arena('64MiB', retain=0)\nb = a.alloc('8MiB')\nc = a.alloc('8MiB')\n")
+
+
+def test_interpreter_exit_with_a_cycle(child: Callable[..., str]) -> None:
+    child(PRELUDE + "class C: pass\nc = C()\nc.me = c\nc.block = b\nc.arena = a\nc.view = memoryview(b)\ndel c, b, a\n")
+
+
+def test_exit_while_a_daemon_thread_commits(child: Callable[..., str]) -> None:
+    child(
+        PRELUDE
+        + "import threading, time\n"
+        + "threading.Thread(target=lambda: Arena('8GiB', pages='4K').alloc('2GiB'), daemon=True).start()\n"
+        + "time.sleep(0.1)\n"
+    )
+
+
+def test_the_mapping_goes_with_the_last_block(child: Callable[..., str]) -> None:
+    child(
+        PRELUDE
+        + """
+import os
+def mapped():
+    return any(line.startswith(f"{a.address:x}-") for line in open("/proc/self/maps"))
+assert mapped()
+a.close()
+assert mapped()
+b.free()
+assert mapped()      # an ndarray(buffer=b) may still point there
+del b
+assert not mapped()
+"""
+    )
+
+
+def test_no_descriptor_and_no_mapping_is_leaked(child: Callable[..., str]) -> None:
+    child(
+        """
+import os
+from arena import Arena, Reservation
+def count():
+    return len(os.listdir("/proc/self/fd")), len(open("/proc/self/maps").readlines())
+def use():
+    with Arena("64MiB") as a:
+        a.warm("8MiB", threads=2)
+        a.alloc(100)
+        a.residency()
+    with Reservation("64MiB") as r:
+        r.commit()
+    for wrong in ({"chunk": 3}, {"pages": "thp", "chunk": 4096}):
+        try:
+            Arena("64MiB", **wrong)
+        except ValueError:
+            pass
+use()
+before = count()
+for _ in range(50):
+    use()
+after = count()
+assert after[0] == before[0] and after[1] <= before[1] + 2, (before, after)
+"""
+    )

@@ -1,0 +1,233 @@
+"""Real limits: a memory cgroup, RLIMIT_AS and RLIMIT_DATA, overcommit mode 2, a kernel without MADV_POPULATE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from conftest import GIB, MIB, MemoryCgroup, run_child
+
+
+def test_a_memory_cgroup_limit_is_an_error_and_not_a_kill(cgroup: MemoryCgroup) -> None:
+    cgroup.limit(256 * MIB)
+    done = run_child(
+        """
+        from arena import Arena, CommitError
+        a = Arena("4GiB")
+        for pages_worth in ("1GiB", "300MiB"):
+            try:
+                a.alloc(pages_worth)
+            except CommitError as error:
+                assert "cgroup" in str(error), error
+                assert error.available < 256 << 20, error.available
+                assert error.requested >= 300 << 20
+            else:
+                raise SystemExit("no error")
+            assert a.stats().committed == 0 and a.residency().present == 0
+        b = a.alloc("100MiB")
+        b[0] = 1
+        kept = []
+        try:
+            while True:
+                kept.append(a.alloc("2MiB"))
+        except CommitError:
+            pass
+        assert 50 < len(kept) < 78, len(kept)
+        print("alive")
+        """,
+        preexec=cgroup.enter,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "alive" in done.stdout
+
+
+def test_headroom_is_left(cgroup: MemoryCgroup) -> None:
+    cgroup.limit(256 * MIB)
+    done = run_child(
+        """
+        from arena import Arena, CommitError
+        a = Arena("4GiB", headroom="128MiB")
+        try:
+            a.alloc("150MiB")
+        except CommitError as error:
+            assert error.available <= 128 << 20
+        else:
+            raise SystemExit("no error")
+        a.alloc("64MiB")
+        """,
+        preexec=cgroup.enter,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_address_space_limit(child: Callable[..., str]) -> None:
+    child(
+        """
+        import resource
+        from arena import Arena, Reservation, ReserveError
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+        for make in (Arena, Reservation):
+            try:
+                make("8GiB")
+            except ReserveError as error:
+                assert "RLIMIT_AS" in str(error), error
+                assert error.requested >= 8 << 30 or make is Arena
+                assert isinstance(error, MemoryError)
+            else:
+                raise SystemExit("no error")
+        a = Arena("256MiB")
+        a.alloc("10MiB")[0] = 1
+        """
+    )
+
+
+def test_data_limit_is_met_when_committing(child: Callable[..., str]) -> None:
+    # RLIMIT_DATA counts writable private memory, so such a range is opened by mprotect when it is committed.
+    child(
+        """
+        import resource
+        from arena import CommitError, Reservation
+        used = int(open("/proc/self/statm").read().split()[5]) * 4096
+        limit = used + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        r = Reservation("1GiB", pages="4K")
+        assert r.commit("10MiB") == 10 << 20
+        r.view("10MiB")[:] = b"1" * (10 << 20)
+        try:
+            r.commit("512MiB")
+        except CommitError as error:
+            assert "RLIMIT_DATA" in str(error), error
+        else:
+            raise SystemExit("no error")
+        assert r.committed == 10 << 20
+        assert r.residency("10MiB").present == 10 << 20
+        assert r.release() == 10 << 20
+        assert r.commit("40MiB") == 40 << 20
+        assert bytes(r.view("10MiB")) == bytes(10 << 20)
+        """
+    )
+
+
+def test_overcommit_mode_2(overcommit: Callable[[int], None], child: Callable[..., str]) -> None:
+    overcommit(2)
+    child(
+        """
+        import os
+        def charged():
+            text = open("/proc/meminfo").read()
+            return int(text.split("Committed_AS:")[1].split()[0]) * 1024
+        from arena import Arena
+        a = Arena("1TiB")
+        before = charged()
+        b = a.alloc("64MiB")
+        b[0] = 1
+        with_block = charged()
+        assert 60 << 20 < with_block - before < 80 << 20, (before, with_block)
+        b.free()
+        del b
+        assert a.trim() == 64 << 20
+        assert charged() - before < 16 << 20
+        kept = [a.alloc(n) for n in (100, 5000, 3 << 20, 64)]
+        for k in kept:
+            k[0] = k[len(k) - 1] = 1
+        freed = a.alloc("8MiB")
+        view_like = freed
+        freed.free()
+        a.trim()             # must not take the pages from under an object that is freed but alive
+        assert a.stats().free_committed >= 8 << 20
+        del freed, view_like
+        assert a.trim() >= 8 << 20
+        """
+    )
+
+
+NO_POPULATE = """
+import ctypes, struct, sys
+
+# A seccomp filter that answers EINVAL to madvise(…, 22) and madvise(…, 23): a kernel before 5.14, as far as we can see.
+def old_kernel():
+    def stmt(code, k): return struct.pack("HBBI", code, 0, 0, k)
+    def jump(k, t, f): return struct.pack("HBBI", 0x15, t, f, k)
+    madvise = {"x86_64": 28, "aarch64": 233}[__import__("platform").machine()]
+    code = [stmt(0x20, 0), jump(madvise, 0, 4), stmt(0x20, 32), jump(22, 1, 0), jump(23, 0, 1),
+            stmt(0x06, 0x00050000 | 22), stmt(0x06, 0x7FFF0000)]
+    text = b"".join(code)
+    buffer = ctypes.create_string_buffer(text)
+    program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    assert libc.prctl(22, 2, program, 0, 0) == 0, ctypes.get_errno()
+
+old_kernel()
+"""
+
+
+def test_a_kernel_without_populate(child: Callable[..., str]) -> None:
+    child(
+        NO_POPULATE
+        + """
+import mmap, resource
+m = mmap.mmap(-1, 4096)
+try:
+    m.madvise(23)
+except OSError as error:
+    assert error.errno == 22
+else:
+    raise SystemExit("the filter does not work")
+from arena import Arena, Reservation
+def faults():
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+for pages in ("4K", "thp"):
+    r = Reservation("64MiB", pages=pages)
+    assert r.commit(threads=2) == 64 << 20
+    assert r.residency().present == 64 << 20
+    view = r.view()
+    before = faults()
+    for at in range(0, 64 << 20, 4096):
+        view[at] = 1
+    assert faults() == before
+    view.release()
+    assert r.release() == 64 << 20
+    assert r.commit(populate="read") == 64 << 20
+    assert bytes(r.view(readonly=True)[:4096]) == bytes(4096)
+a = Arena("1GiB")
+a.warm("64MiB")
+b = a.alloc("50MiB", zero=True)
+before = faults()
+for at in range(0, 50 << 20, 4096):
+    b[at] = 1
+assert faults() == before
+"""
+    )
+
+
+def test_a_bounded_number_of_threads(child: Callable[..., str]) -> None:
+    # Helper threads that cannot be had are done without.
+    child(
+        """
+        import os, resource
+        from arena import Reservation
+        os.setuid(65534)
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        r = Reservation("256MiB")
+        assert r.commit(threads=8) == 256 << 20
+        """
+    )
+
+
+def test_errors_carry_their_numbers() -> None:
+    from arena import CommitError, Reservation
+
+    r = Reservation("8TiB")
+    r.commit("2MiB")
+    try:
+        r.commit("4TiB", offset="1TiB")
+    except CommitError as error:
+        numbers: list[Any] = [error.errno, error.op, error.offset, error.requested, error.committed, error.available]
+        assert numbers[1:5] == ["preflight", 1 << 40, 4 << 40, 2 * MIB]
+        assert 0 < numbers[5] < 4096 * GIB
+        assert error.hint
+    else:
+        raise AssertionError("no error")
+
+

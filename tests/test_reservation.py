@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import GIB, MIB, faults_writing
+
+from arena import CommitError, Reservation
+
+
+def test_commit_rounds_outward_release_inward() -> None:
+    with Reservation("64MiB", pages="4K") as r:
+        assert r.page_size == 4096
+        assert r.commit(1, offset=4095) == 4096
+        assert r.commit(2, offset=4095) == 4096
+        assert r.committed == 8192
+        assert r.release(8191) == 4096
+        assert r.committed == 4096
+        assert r.release(4095, offset=4096) == 0
+        assert r.release() == 4096
+
+
+def test_huge_pages_are_committed_whole() -> None:
+    with Reservation("64MiB", pages="thp") as r:
+        assert r.page_size == 2 * MIB
+        assert r.commit(1) == 2 * MIB
+        there = r.residency()
+        assert there.present == 2 * MIB
+        assert there.huge in (0, 2 * MIB)
+        assert r.address % (2 * MIB) == 0
+
+
+@pytest.mark.parametrize("pages", ["4K", "thp"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_committed_is_resident(pages: Any, threads: int) -> None:
+    with Reservation("512MiB", pages=pages) as r:
+        assert r.commit("100MiB", offset="2MiB", threads=threads) == 100 * MIB
+        assert r.commit("104MiB", threads=threads) == 4 * MIB
+        assert r.residency().present == r.committed == 104 * MIB
+        view = r.view("104MiB")
+        assert faults_writing(view) == 0
+        view.release()
+        assert r.release("50MiB", offset="50MiB") == 50 * MIB
+        assert r.residency().present == r.committed == 54 * MIB
+        assert r.residency("50MiB", offset="50MiB").present == 0
+
+
+def test_locked_and_dirty_are_known_for_the_whole_only() -> None:
+    with Reservation("8MiB") as r:
+        r.commit("4MiB")
+        whole, part = r.residency(), r.residency("4MiB")
+        assert whole.dirty == 4 * MIB
+        assert whole.locked == 0
+        assert part.dirty is None
+        assert part.locked is None
+
+
+def test_released_memory_is_zero() -> None:
+    with Reservation("8MiB", pages="4K") as r:
+        r.commit()
+        r.view()[:] = b"\xff" * (8 * MIB)
+        r.release("4MiB")
+        r.commit()
+        view = r.view()
+        assert bytes(view[: 4 * MIB]) == bytes(4 * MIB)
+        assert bytes(view[4 * MIB :]) == b"\xff" * (4 * MIB)
+        view.release()
+
+
+def test_views_are_of_committed_memory() -> None:
+    r = Reservation("8MiB", pages="4K")
+    r.commit("1MiB")
+    with pytest.raises(ValueError, match="committed"):
+        r.view("2MiB")
+    view = r.view("1MiB")
+    with pytest.raises(BufferError, match="exported"):
+        r.release("4KiB", offset="1020KiB")
+    with pytest.raises(BufferError):
+        r.close()
+    assert r.release("1MiB", offset="1MiB") == 0
+    sub = view[:10]
+    view.release()
+    with pytest.raises(BufferError):
+        r.release()
+    sub.release()
+    assert r.release() == MIB
+    r.commit(4096)
+    read = r.view(4096, readonly=True)
+    with pytest.raises(TypeError):
+        read[0] = 1
+    del read
+    with pytest.raises(ValueError, match="of no use"):
+        r.view(0)
+    r.close()
+    r.close()
+    assert r.closed
+    for call in (r.commit, r.release, r.view, r.residency, r.verify):
+        with pytest.raises(ValueError, match="closed"):
+            call()
+    assert r.committed == 0
+    assert "closed" in repr(r)
+
+
+def test_a_view_keeps_the_reservation() -> None:
+    r = Reservation("8MiB")
+    r.commit()
+    view = r.view()
+    del r
+    view[0] = 1
+    assert view[0] == 1
+
+
+@pytest.mark.parametrize("call", ["commit", "release", "view", "residency", "verify"])
+def test_ranges_beyond_the_end(call: str) -> None:
+    with Reservation("8MiB") as r:
+        for nbytes, offset in ((9 * MIB, 0), (1, 8 * MIB), (0, 9 * MIB), (-1, 0), (1, -1), (1 << 63, 0), ((1 << 63) - 1, 1)):
+            with pytest.raises(ValueError):
+                getattr(r, call)(nbytes, offset=offset)
+        with pytest.raises(TypeError):
+            getattr(r, call)(1.5)
+
+
+def test_read_pages_then_write_pages() -> None:
+    with Reservation("16MiB", pages="4K") as r:
+        assert r.commit(populate="read") == 16 * MIB
+        there = r.residency()
+        assert there.present == 16 * MIB
+        if there.zero:
+            assert there.zero == 16 * MIB
+        with pytest.raises(ValueError, match="for writing"):
+            r.view()
+        assert bytes(r.view(readonly=True)[:10]) == bytes(10)
+        assert r.commit("8MiB") == 0  # present before, but now for writing
+        view = r.view("8MiB")
+        assert faults_writing(view) == 0
+        view.release()
+        with pytest.raises(ValueError, match="populate"):
+            r.commit(populate="execute")  # type: ignore[arg-type]
+
+
+def test_copies_through_the_kernel() -> None:
+    with Reservation("8MiB") as r:
+        r.commit()
+        assert r.write_from(b"hello", offset=100) == 5
+        into = bytearray(5)
+        assert r.read_into(into, offset=100) == 5
+        assert into == b"hello"
+        with pytest.raises(ValueError, match="beyond"):
+            r.read_into(bytearray(10), offset=8 * MIB - 5)
+        with pytest.raises(BufferError):
+            r.read_into(b"readonly", offset=0)  # type: ignore[arg-type]
+
+
+def test_verify() -> None:
+    with Reservation("8MiB") as r:
+        r.commit("4MiB")
+        r.view("4MiB")[:] = b"x" * (4 * MIB)
+        r.verify()
+        assert bytes(r.view("4MiB")[:]) == b"x" * (4 * MIB)
+        assert r.committed == 4 * MIB
+
+
+def test_more_than_there_is() -> None:
+    with Reservation("8TiB") as r:
+        with pytest.raises(CommitError) as caught:
+            r.commit()
+        assert caught.value.op == "preflight"
+        assert r.committed == 0
+        assert r.residency("64MiB").present == 0
+
+
+def test_progress_with_tqdm_and_rich_as_they_stand() -> None:
+    seen = []
+    with Reservation("1GiB") as r:
+        assert r.commit(progress=lambda done, total: seen.append((done, total))) == GIB
+    assert seen[-1] == (GIB, GIB)
+
+
+def test_no_file_descriptor() -> None:
+    with Reservation("1MiB") as r:
+        assert r.backing == "anonymous"
+        with pytest.raises(OSError, match="no file descriptor"):
+            r.fileno()
+
+
+def test_dump_and_name() -> None:
+    with Reservation("8MiB", name="frames") as r:
+        flags = ""
+        inside = False
+        with open("/proc/self/smaps", encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                if line.startswith(f"{r.address:x}-"):
+                    inside = True
+                if inside and line.startswith("VmFlags:"):
+                    flags = line
+                    break
+        assert " dd" in flags  # don't dump
