@@ -1,0 +1,75 @@
+"""alloc(zero=True) on memory that was used before and has left the cache, beside memset and streaming stores.
+
+All three clear the same kind of memory, in the same state: huge pages that are present, written once, and evicted from
+the cache by a walk through a larger buffer.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+
+import _measure as m
+
+import arena
+
+native = m.load_native()
+EVICTOR = 256 * m.MIB
+SIZES = tuple(m.MIB << i for i in range(9))
+
+
+class Bench:
+    def __init__(self, largest: int) -> None:
+        self.arena = arena.Arena(2 * largest)
+        self.arena.warm(largest)
+        self.range = native.range_new(largest, 1)
+        native.bare_populate(self.range, largest)
+        self.evictor = native.range_new(EVICTOR, 1)
+        native.fill_bytes(self.evictor, 1, EVICTOR)
+
+    def evict(self) -> None:
+        native.walk_lines(self.evictor, EVICTOR)
+
+    def ours(self, size: int) -> float:
+        block = self.arena.alloc(size)
+        address = block.address
+        native.fill_bytes(address, 255, size)
+        block.free()
+        self.evict()
+        start = time.perf_counter_ns()
+        block = self.arena.alloc(size, zero=True)
+        spent = time.perf_counter_ns() - start
+        if block.address != address or native.not_zero(block.address, size):
+            raise AssertionError("not the memory that was dirtied, or not zero")
+        return spent / 1e9
+
+    def memset(self, size: int) -> float:
+        native.fill_bytes(self.range, 255, size)
+        self.evict()
+        return m.checked(native.fill_bytes(self.range, 0, size))
+
+    def stream(self, size: int) -> float:
+        native.fill_bytes(self.range, 255, size)
+        self.evict()
+        return m.checked(native.stream_zero(self.range, size))
+
+
+def main() -> None:
+    _, parse = m.arguments(__doc__, size="256MiB")
+    args = parse()
+    report = m.Report("zero")
+    bench = Bench(args.size)
+    for size in (n for n in SIZES if n <= args.size):
+        names = {"zero=True": bench.ours, "memset": bench.memset, "streaming stores": bench.stream}
+        cases = {name: functools.partial(function, size) for name, function in names.items()}
+        s = m.interleave(cases, args.repeat)
+        report.keep(f"{size // m.MIB} MiB", s)
+        faster = min(("memset", "streaming stores"), key=lambda name: statistics.median(s[name]))
+        what = f"zero=True, {size // m.MIB} MiB, cold, vs the faster of memset and streaming stores ({faster})"
+        report.times_faster(what, m.at_least(0.9), s[faster], s["zero=True"])
+    report.finish(args.json)
+
+
+if __name__ == "__main__":
+    main()
