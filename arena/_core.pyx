@@ -122,6 +122,7 @@ cdef extern from *:
 
 
 def get_include():
+    """The folder of ``arena.h``, for C and Cython extensions."""
     return _os.path.join(_os.path.dirname(_os.path.abspath(__file__)), "include")
 
 
@@ -350,6 +351,27 @@ cdef class RangeView:
 
 @cython.final
 cdef class Reservation:
+    """A sparse range of private anonymous memory: address space that costs nothing, of which parts are committed and released.
+
+    For those who manage offsets themselves; :class:`Arena` is an allocator on top of one. Thread-safe.
+
+    Parameters
+    ----------
+    size
+        Bytes, or "64MiB", "2GiB", "1.5 GB". Rounded up to whole pages.
+    pages
+        "auto": 2 MiB transparent huge pages where the machine allows them and the size is 2 MiB or more, else 4 KiB.
+        "thp", "4K" insist; ReserveError where there are none. What was had is ``page_size``.
+    fork
+        What the child of a fork gets: "copy" (copy-on-write; commit() again undoes that), "drop" (nothing: zeros, and
+        RuntimeError for every call; the parent keeps its pages to itself) or "wipe" (zeros, usable).
+    dump
+        Include the memory in core dumps. Left out by default: a dump of a sparse terabyte takes for ever.
+    name
+        Shown in /proc/self/maps where the kernel was built with CONFIG_ANON_VMA_NAME.
+
+    Raises ReserveError (an OSError and a MemoryError) when address space cannot be had, ValueError or TypeError for nonsense.
+    """
     def __cinit__(self, size, *, pages="auto", fork="copy", dump=False, name=None):
         cdef reservation_config config
         cdef reservation_stats stats
@@ -414,6 +436,17 @@ cdef class Reservation:
         lock_drop(<lock_t *>&self.views_lock)
 
     def commit(self, nbytes=None, *, offset=0, populate="write", threads=None, progress=None):
+        """Make ``nbytes`` at ``offset`` (default: all of it), rounded outward to pages, present. The bytes newly present.
+
+        Afterwards a write, or with populate="read" a read, of any of it faults on nothing; read-populated private memory is
+        the shared zero page and costs nothing (madvise(2), MADV_POPULATE_WRITE and MADV_POPULATE_READ, Linux 5.14; elsewhere
+        each page is touched). After a fork, pages that became copy-on-write are made this process's own again.
+
+        ``threads``: how many, None for min(CPUs, 16, bytes / 64 MiB). ``progress(done, total)`` is called in this thread, at
+        most every 10 ms or so, and at the end; what it raises stops the commit, as an exception from a signal handler does.
+
+        Raises CommitError (an OSError and a MemoryError). A commit that fails or is stopped gives back what it made present.
+        """
         cdef uint64_t start, length, newly = 0
         cdef bint write = for_writing(populate)
         cdef unsigned count = thread_count(threads)
@@ -440,6 +473,11 @@ cdef class Reservation:
             raise ValueError("the reservation is closed")
 
     def release(self, nbytes=None, *, offset=0, discard=False):
+        """Give ``nbytes`` at ``offset`` (default: all of it), rounded inward to pages, back to the machine. The bytes given back.
+
+        Released memory is zero when it is committed again. ``discard`` is for files and does nothing here. BufferError while a
+        view of the range is exported.
+        """
         cdef uint64_t start, length, freed = 0
         cdef Ticker ticker = Ticker(None)
         cdef arena_tick function = ticker.function()
@@ -465,6 +503,10 @@ cdef class Reservation:
         return freed
 
     def view(self, nbytes=None, *, offset=0, readonly=False):
+        """A memoryview of ``nbytes`` at ``offset``, which must be committed (for writing, unless readonly): else ValueError.
+
+        While it, or anything made from it, lives, its range is not released and the reservation not closed.
+        """
         cdef uint64_t start, length
         cdef RangeView v
         self.range_of(nbytes, offset, &start, &length)
@@ -491,6 +533,10 @@ cdef class Reservation:
         return memoryview(v)
 
     def verify(self, nbytes=None, *, offset=0):
+        """See that what is committed of the range is still there: it is populated again, or CommitError says why it cannot be.
+
+        A diagnosis, not a guarantee: the next moment may be different.
+        """
         cdef uint64_t start, length
         cdef Ticker ticker = Ticker(None)
         cdef arena_tick function = ticker.function()
@@ -529,18 +575,31 @@ cdef class Reservation:
         return length
 
     def read_into(self, buffer, *, offset=0):
+        """Copy from the reservation into a writable buffer, through the kernel (process_vm_readv(2)). The bytes copied.
+
+        OSError (EFAULT) where a load would end in a signal. PermissionError where seccomp forbids the call.
+        """
         return self.copy(buffer, offset, False)
 
     def write_from(self, buffer, *, offset=0):
+        """Copy from a buffer into the reservation, through the kernel (process_vm_writev(2)). The bytes copied.
+
+        Errors as read_into().
+        """
         return self.copy(buffer, offset, True)
 
     def residency(self, nbytes=None, *, offset=0):
+        """The kernel's word on the range, as :class:`Residency`: /proc/self/pagemap, PAGEMAP_SCAN where there is one (Linux 6.7).
+
+        ``locked`` and ``dirty`` come from smaps, for the whole reservation only. OSError where /proc is not to be had.
+        """
         cdef uint64_t start, length
         self.open()
         self.range_of(nbytes, offset, &start, &length)
         return residency_of(self._address + start, length, length == self._size)
 
     def close(self):
+        """Unmap it. BufferError while a view is exported or a commit under way. Closing twice is fine."""
         cdef reservation_handle *c
         if exports_closed(&self.exports):
             return
@@ -559,26 +618,32 @@ cdef class Reservation:
 
     @property
     def size(self):
+        """Bytes reserved."""
         return self._size
 
     @property
     def address(self):
+        """Where it begins."""
         return self._address
 
     @property
     def page_size(self):
+        """The unit of commit and release: 4096, or 2 MiB with huge pages."""
         return self._page
 
     @property
     def backing(self):
+        """"anonymous"."""
         return "anonymous"
 
     @property
     def closed(self):
+        """Whether close() was called."""
         return exports_closed(&self.exports)
 
     @property
     def committed(self):
+        """Bytes committed: the ledger; residency() is the kernel's word."""
         cdef reservation_stats stats
         if not exports_take(&self.exports):
             return 0
@@ -587,6 +652,7 @@ cdef class Reservation:
         return stats.committed
 
     def fileno(self):
+        """There is none: OSError (EBADF)."""
         raise OSError(EBADF, "anonymous memory has no file descriptor")
 
     def __repr__(self):
@@ -602,6 +668,30 @@ cdef class Reservation:
 
 @cython.final
 cdef class Arena:
+    """An allocator on a reservation: blocks from memory that is there.
+
+    Memory is committed by chunks as blocks need it, before alloc() returns, and kept when they are freed, so that the next
+    alloc() is index work of some 60 ns and no system call. Thread-safe; the GIL is released while
+    memory is populated.
+
+    Parameters
+    ----------
+    size
+        Bytes of address space, or "64GiB". It costs nothing until used, so ask for plenty.
+    chunk
+        Bytes that are committed and released at a time: a power of two from 4 KiB to 1 GiB. Below 2 MiB no huge pages.
+    populate
+        "write", or "read": the zero page until a block is first written, which then faults.
+    retain, decay
+        Free committed bytes to keep: None keeps all until trim(). What is beyond ``retain`` is released when blocks are
+        freed, at once or, with ``decay`` seconds, once it was free for that long.
+    headroom
+        Bytes that are to stay available to the rest of the machine or memory cgroup: a commit that would take them fails.
+    pages, fork, dump, name
+        As for :class:`Reservation`.
+
+    Raises as :class:`Reservation`.
+    """
     def __cinit__(
         self, size, *, chunk="2MiB", populate="write", retain=None, decay=None, headroom=0,
         pages="auto", fork="copy", dump=False, name=None,
@@ -641,6 +731,14 @@ cdef class Arena:
                 arena_destroy(self.c)
 
     def alloc(self, nbytes, *, align=64, bint zero=False, bint grow=True):
+        """A new :class:`Block` of ``nbytes`` that are present: writing them faults on nothing.
+
+        ``align``: a power of two up to the chunk. ``zero``: all bytes are 0 (nothing is cleared that is known to be zero); else
+        they may be what an earlier block left. ``grow=False``: from committed memory only, without any system call.
+
+        Raises ArenaFullError (a MemoryError) where no free range is that large, CommitError where the machine or cgroup has not
+        the memory, ValueError once the arena is closed.
+        """
         cdef arena_block b
         cdef uint64_t n, step = 64
         cdef int rc
@@ -694,15 +792,26 @@ cdef class Arena:
         raise as_exception(rc, &e, grow)
 
     def empty(self, shape, dtype=float, order="C", *, align=64):
+        """A new NumPy array, uninitialised. It owns its block, which is freed with the last view of it.
+
+        ValueError for object dtypes; ImportError without NumPy; else as alloc().
+        """
         return _arrays.empty(self, shape, dtype, order, align, False)
 
     def zeros(self, shape, dtype=float, order="C", *, align=64):
+        """As empty(), of zeros. Memory that is known to be zero is not written."""
         return _arrays.empty(self, shape, dtype, order, align, True)
 
     def full(self, shape, fill_value, dtype=None, order="C", *, align=64):
+        """As empty(), of one value, and by default of its dtype."""
         return _arrays.full(self, shape, fill_value, dtype, order, align)
 
     def warm(self, nbytes, *, threads=None, progress=None):
+        """Have ``nbytes`` of free memory committed in one piece, and with it the index that blocks of 4 KiB in it need.
+
+        It is kept, whatever ``retain`` says, until trim(). After a fork this makes all that is committed this process's own
+        again. ``threads`` and ``progress`` as for Reservation.commit(); errors as for alloc().
+        """
         cdef uint64_t n = positive(nbytes, "nbytes")
         cdef unsigned count = thread_count(threads)
         cdef Ticker ticker = Ticker(progress)
@@ -716,6 +825,9 @@ cdef class Arena:
             raise as_exception(rc, &e)
 
     def trim(self, keep=0):
+        """Give free committed memory back to the machine now, whole chunks, until at most about ``keep`` bytes of it are left. The
+        bytes given back.
+        """
         cdef uint64_t freed = 0, n = parse_size(keep, "keep")
         cdef arena_error e
         cdef int rc
@@ -726,6 +838,7 @@ cdef class Arena:
         return freed
 
     def reset(self):
+        """Free every block at once. BufferError while any of them is exported or being committed."""
         cdef int rc
         if self.is_closed:
             raise ValueError("the arena is closed")
@@ -740,6 +853,9 @@ cdef class Arena:
             raise BufferError("a block is being committed by another thread (or further up the stack): reset() later")
 
     def close(self):
+        """No new blocks from now on; the mapping goes with the last block. BufferError while a block is exported (an array of
+        empty() holds an export) or a commit is under way. Closing twice is fine.
+        """
         cdef int rc
         if self.is_closed:
             return
@@ -763,6 +879,7 @@ cdef class Arena:
         self.close()
 
     def stats(self):
+        """The ledger, as :class:`Stats`: exact when no other thread is inside the arena."""
         cdef arena_stats s
         with nogil:
             arena_get(self.c, &s)
@@ -773,6 +890,7 @@ cdef class Arena:
         )
 
     def blocks(self):
+        """(offset, nbytes) of every block in address order, nbytes rounded up to 64: a snapshot."""
         cdef uint64_t cursor = 0
         cdef arena_block some[256]
         cdef size_t i, n
@@ -785,32 +903,39 @@ cdef class Arena:
         return iter(found)
 
     def residency(self):
+        """The kernel's word on the whole arena, as :class:`Residency`."""
         if self.is_closed:
             raise ValueError("the arena is closed")
         return residency_of(self._address, self._size, True)
 
     @property
     def size(self):
+        """Bytes reserved."""
         return self._size
 
     @property
     def address(self):
+        """Where it begins."""
         return self._address
 
     @property
     def page_size(self):
+        """4096, or 2 MiB with huge pages."""
         return self._page
 
     @property
     def chunk(self):
+        """Bytes that are committed and released at a time."""
         return arena_chunk(self.c)
 
     @property
     def backing(self):
+        """"anonymous"."""
         return "anonymous"
 
     @property
     def closed(self):
+        """Whether close() was called."""
         return self.is_closed
 
     def __repr__(self):
@@ -831,6 +956,11 @@ cdef class Arena:
 @cython.no_gc
 @cython.freelist(64)
 cdef class Block:
+    """Memory of an arena, as a buffer of bytes (PEP 3118). Made by Arena.alloc(); freed by free(), ``with`` or with the object.
+
+    It keeps its arena mapped. While a buffer of it is exported it cannot be freed. One thing no library can see:
+    np.ndarray(buffer=block) keeps the block but no export, so after an explicit free() it reads reused memory.
+    """
     def __init__(self):
         raise TypeError("blocks are made by Arena.alloc()")
 
@@ -862,6 +992,7 @@ cdef class Block:
         exports_drop(&self._arena.exports)
 
     def free(self):
+        """Free the memory now. BufferError while it is exported, ValueError if it was freed before."""
         cdef c_bool due = False
         cdef arena_handle *c = self._arena.c
         if not exports_close(&self.exports):
@@ -875,6 +1006,9 @@ cdef class Block:
                 arena_collect(c)
 
     def resize(self, nbytes):
+        """Make it larger or smaller where it is. ArenaFullError if what lies behind it is not free, BufferError while it is exported;
+        else as Arena.alloc(). New bytes may be what an earlier block left.
+        """
         cdef uint64_t n = positive(nbytes, "nbytes")
         cdef Ticker ticker = Ticker(None)
         cdef arena_tick function = ticker.function()
@@ -905,22 +1039,27 @@ cdef class Block:
 
     @property
     def nbytes(self):
+        """Bytes asked for."""
         return self.size
 
     @property
     def address(self):
+        """Where it begins."""
         return <uint64_t>self.ptr
 
     @property
     def offset(self):
+        """The same, from the arena's address."""
         return <uint64_t>self.ptr - self._arena._address
 
     @property
     def arena(self):
+        """The arena it is of."""
         return self._arena
 
     @property
     def freed(self):
+        """Whether its memory was freed, by free() or the arena's reset()."""
         return exports_closed(&self.exports) or self.epoch != arena_load64(self._arena.epoch_at)
 
     def __len__(self):

@@ -6,25 +6,6 @@
 #include <string.h>
 
 #include "arena_internal.h"
-#include "bitmap.h"
-
-#define NODES_FIRST 2048u  /* 64 KiB */
-#define LEAVES_FIRST 128u  /* 32 KiB */
-#define NODES_AT_ONCE 8192u /* 256 KiB: one populate call for so many blocks more */
-#define LEAVES_AT_ONCE 256u
-#define NODES_A_TICK (1u << 18)   /* 8 MiB: 2 ms */
-#define UNIT ((uint64_t)64 << 20) /* the index is populated for so much memory at a time */
-#define TICK_NS 10000000u
-
-static int explain(struct arena_error *e, int rc, const char *op, uint64_t requested, uint64_t available) {
-    if (e) *e = (struct arena_error){.err = -rc, .op = op, .requested = requested, .available = available};
-    return rc;
-}
-
-static uint64_t bytes_of(uint64_t granules) { return granules << FREELIST_GRANULE_SHIFT; }
-static uint64_t granules_of(uint64_t bytes) {
-    return (bytes >> FREELIST_GRANULE_SHIFT) + ((bytes & (FREELIST_GRANULE - 1)) != 0);
-}
 
 static void describe(const struct arena *a, const struct freelist_block *b, struct arena_block *out) {
     out->handle = b->handle;
@@ -32,88 +13,6 @@ static void describe(const struct arena *a, const struct freelist_block *b, stru
     out->bytes = bytes_of(b->size);
     out->address = a->base + out->offset;
     out->dirty = out->bytes;
-}
-
-struct commit_control {
-    unsigned threads;
-    arena_tick tick;
-    void *arg;
-};
-
-/* --- the index's memory ------------------------------------------------------------------------------------------------ */
-
-static int touch_units(struct arena *a, uint64_t first, uint64_t last, const struct commit_control *how) {
-    const struct freelist_layout *layout = &a->index.layout;
-    uint64_t chunks = layout->granules >> layout->chunk_shift, unit = (uint64_t)1 << a->unit_shift;
-    uint64_t asked = os_now_ns();
-    for (uint64_t u = first >> a->unit_shift; u <= last >> a->unit_shift; u++) {
-        uint64_t from = u * unit;
-        if (from >= chunks) break;
-        struct freelist_extent part[3];
-        freelist_touch(layout, from, unit < chunks - from ? unit : chunks - from, part);
-        int rc = table_populate(&a->map, part[0].offset, part[0].bytes);
-        if (rc == 0) rc = table_populate(&a->side, part[1].offset, part[1].bytes);
-        if (rc == 0) rc = table_populate(&a->chunks, part[2].offset, part[2].bytes);
-        if (rc == 0 && how->tick && os_now_ns() - asked > TICK_NS) {
-            rc = how->tick(how->arg, 0, 0);
-            asked = os_now_ns();
-        }
-        if (rc) return rc;
-    }
-    return 0;
-}
-
-/* For a block that is going to be where freelist_alloc said. Outside the lock: two threads may do the same, and the second
- * finds it done. The index for memory that cannot be had is not populated. */
-static int touch_index(struct arena *a, const struct freelist_block *b, const struct commit_control *how,
-                       struct arena_error *error) {
-    uint64_t first = bytes_of(b->offset) >> a->chunk_shift;
-    uint64_t last = (bytes_of(b->offset + b->size) >> a->chunk_shift) + 1;
-    lock_take(&a->lock);
-    uint64_t lacking = bytes_of(b->size - freelist_committed_in(&a->index, b->offset, b->size));
-    lock_drop(&a->lock);
-    int rc = a->read_only_populate ? 0 : reservation_preflight(&a->reservation, bytes_of(b->offset), lacking, error);
-    if (rc) return rc;
-    rc = touch_units(a, first, last, how);
-    if (rc) return explain(error, rc, "populating the index", bytes_of(b->size), UINT64_MAX);
-    lock_take(&a->lock);
-    uint64_t units = ((a->index.layout.granules >> a->index.layout.chunk_shift) >> a->unit_shift) + 2;
-    uint64_t end = (last >> a->unit_shift) + 1;
-    (void)bit_fill(a->touched, first >> a->unit_shift, end < units ? end : units, true);
-    lock_drop(&a->lock);
-    return 0;
-}
-
-static int grow_index(struct arena *a, uint64_t nodes, uint64_t leaves) {
-    struct freelist *f = &a->index;
-    lock_take(&a->lock);
-    uint32_t had_nodes = f->nodes_ready, had_leaves = f->leaves_ready;
-    nodes = f->nodes_free < nodes ? had_nodes + (nodes - f->nodes_free) + NODES_AT_ONCE : had_nodes;
-    leaves = f->leaves_free < leaves ? had_leaves + (leaves - f->leaves_free) + LEAVES_AT_ONCE : had_leaves;
-    lock_drop(&a->lock);
-    if (nodes > f->layout.max_nodes) nodes = f->layout.max_nodes;
-    if (leaves > f->layout.max_leaves) leaves = f->layout.max_leaves;
-    if (nodes <= had_nodes && leaves <= had_leaves) return -ENOMEM;
-    int rc = table_populate(&a->nodes, had_nodes * sizeof(struct freelist_node),
-                            (nodes - had_nodes) * sizeof(struct freelist_node));
-    if (rc == 0)
-        rc = table_populate(&a->leaves, had_leaves * sizeof(struct freelist_leaf),
-                            (leaves - had_leaves) * sizeof(struct freelist_leaf));
-    if (rc) return rc;
-    lock_take(&a->lock);
-    if (nodes > f->nodes_ready || leaves > f->leaves_ready)
-        freelist_ready(f, nodes > f->nodes_ready ? (uint32_t)nodes : f->nodes_ready,
-                       leaves > f->leaves_ready ? (uint32_t)leaves : f->leaves_ready);
-    lock_drop(&a->lock);
-    return 0;
-}
-
-/* What the index said it needs before it can go on: -EAGAIN or -ENODATA, see freelist_alloc. */
-static int extend_index(struct arena *a, int lacks, const struct freelist_block *b, const struct commit_control *how,
-                        struct arena_error *error) {
-    if (lacks == -ENODATA) return touch_index(a, b, how, error);
-    int rc = grow_index(a, 4, 2);
-    return rc ? explain(error, rc, "populating the index", 0, UINT64_MAX) : 0;
 }
 
 /* --- life --------------------------------------------------------------------------------------------------------------- */
@@ -148,45 +47,6 @@ static void fork_child(void *self) {
     }
 }
 
-static int reserve_index(struct arena *a, const struct freelist_layout *layout, const char **step) {
-    *step = "mmap of the index";
-    int rc = table_reserve(&a->nodes, layout->node_bytes);
-    if (rc == 0) rc = table_reserve(&a->leaves, layout->leaf_bytes);
-    if (rc == 0) rc = table_reserve(&a->map, layout->map_bytes);
-    if (rc == 0) rc = table_reserve(&a->side, layout->side_bytes);
-    if (rc == 0) rc = table_reserve(&a->chunks, layout->chunk_bytes);
-    if (rc) return rc;
-    *step = "populating the index";
-    uint32_t nodes = NODES_FIRST < layout->max_nodes ? NODES_FIRST : layout->max_nodes;
-    uint32_t leaves = LEAVES_FIRST < layout->max_leaves ? LEAVES_FIRST : layout->max_leaves;
-    rc = table_populate(&a->nodes, 0, nodes * sizeof(struct freelist_node));
-    if (rc == 0) rc = table_populate(&a->leaves, 0, leaves * sizeof(struct freelist_leaf));
-    a->index.layout = *layout;
-    if (rc == 0) rc = table_populate(&a->chunks, 0, layout->summary_bytes);
-    if (rc == 0) rc = touch_units(a, 0, 1, &(struct commit_control){0});
-    if (rc) return rc;
-    struct freelist_tables tables = {.node = (void *)a->nodes.base,
-                                     .leaf = (void *)a->leaves.base,
-                                     .map = (void *)a->map.base,
-                                     .side = (void *)a->side.base,
-                                     .chunk = (void *)a->chunks.base};
-    freelist_init(&a->index, layout, &tables, nodes, leaves, 0);
-    a->index.touched = a->touched;
-    a->index.touched_shift = a->unit_shift;
-    (void)bit_fill(a->touched, 0, (1u >> a->unit_shift) + 1, true);
-    return 0;
-}
-
-static void free_index(struct arena *a) {
-    table_unmap(&a->nodes);
-    table_unmap(&a->leaves);
-    table_unmap(&a->map);
-    table_unmap(&a->side);
-    table_unmap(&a->chunks);
-    free(a->touched);
-    a->touched = NULL;
-}
-
 static uint64_t default_now(void *arg) {
     (void)arg;
     return os_now_ns();
@@ -195,40 +55,30 @@ static uint64_t default_now(void *arg) {
 int arena_create(const struct arena_config *config, arena **out, struct arena_error *error) {
     struct arena_config c = *config;
     uint64_t size = c.reservation.size, chunk = c.chunk ? c.chunk : OS_HUGE;
-    if (size == 0 || size > bytes_of(FREELIST_MAX_GRANULES)) return explain(error, -EINVAL, "size", size, UINT64_MAX);
+    if (size == 0 || size > bytes_of(FREELIST_MAX_GRANULES))
+        return arena_explain(error, -EINVAL, "size", size, UINT64_MAX);
     while (!c.chunk && chunk > OS_PAGE && chunk > size) chunk >>= 1;
     if (chunk < OS_PAGE || chunk > (uint64_t)1 << 30 || (chunk & (chunk - 1)) || size / chunk >= FREELIST_MAX_CHUNKS)
-        return explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
+        return arena_explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
     if (chunk < OS_HUGE) {
-        if (c.reservation.pages == ARENA_PAGES_THP) return explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
+        if (c.reservation.pages == ARENA_PAGES_THP) return arena_explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
         c.reservation.pages = ARENA_PAGES_4K; /* a part of a huge page cannot be given back */
     }
     c.reservation.size = size = (size + chunk - 1) & ~(chunk - 1);
 
     struct arena *a = calloc(1, sizeof *a);
-    if (!a) return explain(error, -ENOMEM, "malloc", sizeof *a, UINT64_MAX);
+    if (!a) return arena_explain(error, -ENOMEM, "malloc", sizeof *a, UINT64_MAX);
     memset((void *)a, 0, sizeof *a); /* calloc's pages may be promises too */
     a->chunk_shift = (unsigned)__builtin_ctzll(chunk);
-    a->unit_shift = chunk < UNIT ? (unsigned)__builtin_ctzll(UNIT) - a->chunk_shift : 0;
     a->retain = c.retain;
     a->decay_ns = c.decay_ns;
     a->now_ns = c.now_ns ? c.now_ns : default_now;
     a->now_arg = c.now_arg;
     a->read_only_populate = c.read_only_populate;
-    struct freelist_layout layout;
-    const char *step = "index";
-    int rc = freelist_plan(granules_of(size), a->chunk_shift - FREELIST_GRANULE_SHIFT, &layout);
-    uint64_t units = ((size >> a->chunk_shift) >> a->unit_shift) + 2;
-    if (rc == 0 && !(a->touched = calloc((size_t)(units / 64 + 1), sizeof *a->touched))) rc = -ENOMEM;
-    if (rc == 0) rc = reserve_index(a, &layout, &step);
+    int rc = arena_index_create(a, size, error);
+    if (rc == 0) rc = reservation_init(&a->reservation, &c.reservation, false, error);
     if (rc) {
-        free_index(a);
-        free(a);
-        return explain(error, rc, step, size, UINT64_MAX);
-    }
-    rc = reservation_init(&a->reservation, &c.reservation, false, error);
-    if (rc) {
-        free_index(a);
+        arena_index_free(a);
         free(a);
         return rc;
     }
@@ -271,7 +121,7 @@ int arena_destroy(arena *a) {
     lock_drop(&a->lock);
     forks_forget(&a->watch);
     if (mapped) (void)reservation_fini(&a->reservation);
-    free_index(a);
+    arena_index_free(a);
     free(a);
     return 0;
 }
@@ -383,19 +233,20 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
             bool unmap = last_one(a);
             lock_drop(&a->lock);
             if (unmap) (void)reservation_fini(&a->reservation);
-            return rc ? rc : explain(error, -ECANCELED, "reset", bytes, UINT64_MAX);
+            return rc ? rc : arena_explain(error, -ECANCELED, "reset", bytes, UINT64_MAX);
         }
         if (rc == -ENOSPC && error) {
             struct freelist_stats s;
             freelist_stats(f, &s);
-            explain(error, rc, "alloc", bytes, bytes_of(flags & ARENA_NO_GROW ? s.largest_committed : s.largest_free));
+            arena_explain(error, rc, "alloc", bytes,
+                          bytes_of(flags & ARENA_NO_GROW ? s.largest_committed : s.largest_free));
             error->committed = bytes_of(s.committed);
         }
         lock_drop(&a->lock);
         if (rc == -EAGAIN || rc == -ENODATA)
-            rc = extend_index(a, rc, b, how, error);
+            rc = arena_index_extend(a, rc, b, how, error);
         else if (rc != -ENOSPC)
-            explain(error, rc, "alloc", bytes, UINT64_MAX);
+            arena_explain(error, rc, "alloc", bytes, UINT64_MAX);
         if (rc) return rc;
     }
 }
@@ -438,8 +289,8 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             return rc;
         }
         lock_drop(&a->lock);
-        if (rc != -EAGAIN && rc != -ENODATA) return explain(error, rc, "resize", bytes, UINT64_MAX);
-        rc = extend_index(a, rc, &b, &how, error);
+        if (rc != -EAGAIN && rc != -ENODATA) return arena_explain(error, rc, "resize", bytes, UINT64_MAX);
+        rc = arena_index_extend(a, rc, &b, &how, error);
         if (rc) return rc;
     }
 }
@@ -581,20 +432,6 @@ int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *err
 
 /* --- warm --------------------------------------------------------------------------------------------------------------- */
 
-/* Nodes for so many blocks more, and a leaf. */
-static int warm_index(struct arena *a, uint64_t blocks, const struct commit_control *how) {
-    for (;;) {
-        lock_take(&a->lock);
-        uint64_t at_hand = a->index.nodes_free;
-        bool all = a->index.nodes_ready == a->index.layout.max_nodes;
-        lock_drop(&a->lock);
-        if (at_hand >= blocks || all) return 0;
-        int rc = grow_index(a, blocks - at_hand < NODES_A_TICK ? blocks : at_hand + NODES_A_TICK, 1);
-        if (rc == 0 && how->tick) rc = how->tick(how->arg, 0, 0);
-        if (rc) return rc;
-    }
-}
-
 int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error) {
     struct freelist_block b;
     struct commit_control how = {.threads = threads, .tick = tick, .arg = arg};
@@ -603,20 +440,20 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void
     int rc = a->refuse;
     uint64_t before = bytes_of(a->index.free_committed), floor = a->floor;
     lock_drop(&a->lock);
-    if (rc) return explain(error, rc, "warm", bytes, UINT64_MAX);
+    if (rc) return arena_explain(error, rc, "warm", bytes, UINT64_MAX);
     rc = reservation_repopulate(&a->reservation, 0, size, false, threads, tick, arg, error);
     if (rc == 0) rc = alloc_locked(a, bytes, FREELIST_GRANULE, HOLD, &how, &b, &unused, error);
     if (rc) return rc;
     if (b.size) (void)freelist_free(&a->index, b.handle);
     if (bytes > floor) a->floor = bytes;
     lock_drop(&a->lock);
-    rc = warm_index(a, bytes / OS_PAGE + 4, &how);
+    rc = arena_index_warm(a, bytes / OS_PAGE + 4, &how);
     if (rc == 0) return 0;
     lock_take(&a->lock);
     if (a->floor == bytes) a->floor = floor;
     lock_drop(&a->lock);
     (void)trim(a, before, &unused, NULL);
-    return explain(error, rc, "populating the index", bytes, UINT64_MAX);
+    return arena_explain(error, rc, "populating the index", bytes, UINT64_MAX);
 }
 
 /* --- all the blocks ----------------------------------------------------------------------------------------------------- */

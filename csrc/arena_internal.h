@@ -41,6 +41,32 @@ struct arena {
     struct fork_watch watch;
 };
 
+/* How a commit goes, and whom it asks whether to go on. */
+struct commit_control {
+    unsigned threads;
+    arena_tick tick;
+    void *arg;
+};
+
+static inline int arena_explain(struct arena_error *e, int rc, const char *op, uint64_t requested, uint64_t available) {
+    if (e) *e = (struct arena_error){.err = -rc, .op = op, .requested = requested, .available = available};
+    return rc;
+}
+
+static inline uint64_t bytes_of(uint64_t granules) { return granules << FREELIST_GRANULE_SHIFT; }
+static inline uint64_t granules_of(uint64_t bytes) {
+    return (bytes >> FREELIST_GRANULE_SHIFT) + ((bytes & (FREELIST_GRANULE - 1)) != 0);
+}
+
+/* The index's memory (arena_index.c). To be called outside the lock. arena_index_free also undoes half of a create. */
+int arena_index_create(struct arena *a, uint64_t size, struct arena_error *error);
+/* What the index said it needs before it can go on: -EAGAIN or -ENODATA, see freelist_alloc. */
+int arena_index_extend(struct arena *a, int lacks, const struct freelist_block *b, const struct commit_control *how,
+                       struct arena_error *error);
+/* Nodes for so many blocks more, and a leaf. */
+int arena_index_warm(struct arena *a, uint64_t blocks, const struct commit_control *how);
+void arena_index_free(struct arena *a);
+
 /* Where the arena's epoch is, which moves at each reset. */
 uint64_t *arena_epoch(arena *a);
 
