@@ -19,6 +19,7 @@ from Cython.Build import cythonize
 HERE = Path(__file__).resolve().parent
 CORE = sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.c"))
 HEADERS = sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.h"))
+PARTS = sorted(str(path.relative_to(HERE)) for path in HERE.glob("arena/*.px[di]"))
 
 # The frame pointer costs nothing that can be measured, and `perf record -g` sees through the allocator with it.
 FLAGS = ["-std=c11", "-O2", "-g", "-fno-omit-frame-pointer", "-fvisibility=hidden", "-pthread"]
@@ -72,10 +73,9 @@ setup(
                 include_dirs=["csrc"],
                 extra_compile_args=FLAGS,
                 extra_link_args=["-pthread"],
-                depends=[*CORE, *HEADERS],
+                depends=[*CORE, *HEADERS, *PARTS],
             )
         ],
         build_dir="build/cython",
-        compiler_directives={"language_level": 3, "freethreading_compatible": True},
     ),
 )

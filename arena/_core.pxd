@@ -66,8 +66,8 @@ cdef class Block:
     cdef uint64_t epoch
 
 
-# For other Cython modules, without the GIL: memory of a Python Arena's arena. A block that was had this way keeps nothing
-# alive; free it before the Arena goes. -errno as in arena.h.
+# For other Cython modules, without the GIL: memory of a Python Arena's arena. A block that was had this way keeps
+# nothing alive; free it before the Arena goes. -errno as in arena.h.
 cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
 cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
 cdef int block_free(Arena a, uint64_t handle) noexcept nogil

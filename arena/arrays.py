@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import DTypeLike, NDArray
 
     from ._core import Arena
@@ -33,8 +32,8 @@ def empty(
     align: int,
     zero: bool,
 ) -> NDArray[Any]:
-    """A new array; its block is freed with the last view of it. The array holds an export, so the arena says BufferError to
-    close and reset while it lives."""
+    """A new array; its block is freed with the last view of it. The array holds an export, so the arena says
+    BufferError to close and reset while it lives."""
     np = _numpy()
     dt = np.dtype(dtype)
     if dt.hasobject:
@@ -51,7 +50,7 @@ def empty(
     if nbytes == 0:
         return np.empty(dims, dt, order)  # type: ignore[no-any-return]
     block = arena.alloc(nbytes, align=align, zero=zero)
-    # By way of frombuffer, which holds the export for as long as the array lives; ndarray(buffer=) would only hold the block.
+    # By way of frombuffer, which holds an export while the array lives; ndarray(buffer=) would hold the block only.
     return np.ndarray(dims, dt, np.frombuffer(block, np.uint8), order=order)  # type: ignore[no-any-return]
 
 
@@ -65,8 +64,6 @@ def full(
 ) -> NDArray[Any]:
     """A new array of one value; its dtype is that value's unless said otherwise."""
     np = _numpy()
-    array: np.ndarray[Any, Any] = empty(
-        arena, shape, np.asarray(fill_value).dtype if dtype is None else dtype, order, align, False
-    )
+    array = empty(arena, shape, np.asarray(fill_value).dtype if dtype is None else dtype, order, align, False)
     np.copyto(array, fill_value, casting="unsafe")
     return array

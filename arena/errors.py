@@ -1,7 +1,7 @@
 """The exceptions of this package, and the sentences that say what to do.
 
-Each carries ``errno``, ``op`` (the step that failed), ``offset``, ``requested``, ``committed`` and ``available`` (bytes; None
-where it is not known) and ``hint``.
+Each carries ``errno``, ``op`` (the step that failed), ``offset``, ``requested``, ``committed`` and ``available``
+(bytes; None where it is not known) and ``hint``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ReserveError(ArenaError, OSError, MemoryError):
 
 
 class ArenaFullError(ArenaError, MemoryError):
-    """No free range in the arena (with ``grow=False``: in its committed part) is that large. ``available`` is the largest."""
+    """No free range (``grow=False``: no committed one) is that large; ``available`` is the largest."""
 
     errno: int = _errno.ENOSPC
 
@@ -50,14 +50,10 @@ def amount(n: int | None) -> str:
     """``1536`` as ``"1.5 KiB"``."""
     if n is None:
         return "an unknown amount"
-    value = float(n)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            break
-        value /= 1024
-    else:
-        unit = "TiB"
-    return f"{n} {unit}" if unit == "bytes" else f"{value:.4g} {unit}"
+    if n < 1024:
+        return f"{n} bytes"
+    power = min((n.bit_length() - 1) // 10, 4)
+    return f"{n / 1024**power:.4g} {'KMGT'[power - 1]}iB"
 
 
 def _commit_hint(err: int, op: str, where: str) -> str:

@@ -1,4 +1,4 @@
-"""What an arena says of itself (Stats) and what the kernel says of it (Residency). Bytes, unless a name says otherwise."""
+"""What an arena says of itself (Stats), and what the kernel says of it (Residency). Bytes, unless said otherwise."""
 
 from __future__ import annotations
 

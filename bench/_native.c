@@ -1,8 +1,8 @@
 /* What the benchmarks compare with, and what they measure with: bare system calls and plain loops, without Python's
  * interpreter in between. Compiled and loaded through ctypes by _measure.py, which also declares these functions. */
 #define _GNU_SOURCE
-#include <emmintrin.h>
 #include <errno.h>
+#include <immintrin.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -77,15 +77,22 @@ EXPORT int64_t fill_bytes(void *at, int value, size_t bytes) {
     return now() - start;
 }
 
+/* The widest streaming stores that help: where there is AVX2, the narrow ones reach two thirds of these. */
+__attribute__((target("avx2"))) static void stream_wide(char *p, char *end) {
+    for (const __m256i zero = _mm256_setzero_si256(); p < end; p += 32) _mm256_stream_si256((__m256i *)p, zero);
+}
+
+static void stream_narrow(char *p, char *end) {
+    for (const __m128i zero = _mm_setzero_si128(); p < end; p += 16) _mm_stream_si128((__m128i *)p, zero);
+}
+
 EXPORT int64_t stream_zero(void *at, size_t bytes) {
     int64_t start = now();
-    const __m128i zero = _mm_setzero_si128();
-    for (char *p = at, *end = p + bytes; p < end; p += 64) {
-        _mm_stream_si128((__m128i *)p, zero);
-        _mm_stream_si128((__m128i *)(p + 16), zero);
-        _mm_stream_si128((__m128i *)(p + 32), zero);
-        _mm_stream_si128((__m128i *)(p + 48), zero);
-    }
+    char *p = at;
+    if (__builtin_cpu_supports("avx2"))
+        stream_wide(p, p + bytes);
+    else
+        stream_narrow(p, p + bytes);
     _mm_sfence();
     return now() - start;
 }

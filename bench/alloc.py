@@ -167,7 +167,7 @@ def against_others(report: m.Report, rounds: int) -> None:
     found = workers(report)
     others = [name for name in found if not name.startswith("arena")]
     for size, target in SIZES.items():
-        loops = max(3, min(20000, (256 * m.MIB) // size))
+        loops = max(20, min(20000, (1 << 30) // size))
         for how in (UNIFORM, SHORTEST):
             s = m.interleave({name: case(*found[name], how, size, loops) for name in found}, rounds)
             report.keep(f"alloc, write {how}, free, {in_bytes(size)}", s)

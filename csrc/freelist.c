@@ -302,6 +302,11 @@ static __attribute__((noinline, cold)) bool leaf_lacks(const struct freelist *f,
     return entry && !(entry & LEAF_TAG);
 }
 
+static inline uint32_t next_serial(struct freelist *f) {
+    if (__builtin_expect(++f->serial == 0, 0)) f->serial = 1;
+    return f->serial;
+}
+
 /* Makes a block of a part of a free range, of which `there` granules are committed. */
 static inline void take(struct freelist *f, uint32_t id, uint64_t at, uint64_t size, uint64_t there,
                         struct freelist_block *out) {
@@ -310,16 +315,34 @@ static inline void take(struct freelist *f, uint32_t id, uint64_t at, uint64_t s
     id = carve(f, id, at, size);
     struct freelist_node *n = node_at(f, id);
     set_size(n, size, committed ? LIVE : PENDING);
-    if (__builtin_expect(++f->serial == 0, 0)) f->serial = 1;
-    n->serial = f->serial;
+    n->serial = next_serial(f);
     map_add(f, at, id);
     f->live += size;
     f->blocks++;
-    *out = (struct freelist_block){(uint64_t)f->serial << 32 | id, at, size, committed};
+    *out = (struct freelist_block){n->serial << 32 | id, at, size, committed};
+}
+
+/* The parked block again, under another number, if it is what is asked for. */
+static inline bool unpark(struct freelist *f, uint64_t size, uint64_t align, struct freelist_block *out) {
+    uint32_t id = f->parked;
+    struct freelist_node *n = node_at(f, id);
+    if (size_of(n) != size || (n->offset & (align - 1))) return false;
+    f->parked = 0;
+    set_size(n, size, LIVE);
+    n->serial = next_serial(f);
+    f->live += size;
+    f->blocks++;
+    f->free_committed -= size;
+    *out = (struct freelist_block){n->serial << 32 | id, n->offset, size, true};
+    return true;
 }
 
 int freelist_alloc(struct freelist *f, uint64_t size, uint64_t align, unsigned flags, struct freelist_block *out) {
     if (__builtin_expect(align - 1 >= chunk_granules(f) || (align & (align - 1)) || size == 0, 0)) return -EINVAL;
+    if (f->parked) {
+        if (unpark(f, size, align, out)) return 0;
+        freelist_settle(f);
+    }
     if (__builtin_expect(size > f->layout.granules, 0)) return -ENOSPC;
     if (__builtin_expect(f->nodes_free < 3, 0)) return -EAGAIN;
     if (__builtin_expect(f->leaves_free < 1, 0) && f->leaves_ready < f->layout.max_leaves) return -EAGAIN;
@@ -345,6 +368,7 @@ int freelist_hold(struct freelist *f, uint64_t size, struct freelist_block *out)
     *out = (struct freelist_block){0};
     if (size == 0) return -EINVAL;
     if (size > f->layout.granules) return -ENOSPC;
+    freelist_settle(f);
     if (search(f, &f->committed, size, 1, &at)) return 0;
     if (f->nodes_free < 3 || (f->leaves_free < 1 && f->leaves_ready < f->layout.max_leaves)) return -EAGAIN;
     uint32_t id = search(f, &f->total, size, 1, &at);
@@ -408,6 +432,28 @@ static __attribute__((noinline)) void join(struct freelist *f, uint32_t id, cons
     range_change(f, left ? prev : next, offset, size, &s);
 }
 
+void freelist_settle(struct freelist *f) {
+    uint32_t id = f->parked;
+    if (!id) return;
+    f->parked = 0;
+    struct freelist_node *n = node_at(f, id);
+    uint64_t size = size_of(n);
+    map_remove(f, n->offset);
+    uint32_t prev = n->prev, next = n->next;
+    enum state left = prev ? state_of(node_at(f, prev)) : LIVE, right = next ? state_of(node_at(f, next)) : LIVE;
+    if ((right == FULL || right == MIXED) && left < FULL) {
+        uint64_t offset = n->offset, all = size + size_of(node_at(f, next));
+        unlink_node(f, id);
+        move_ends(f, next, offset, all);
+    } else if ((left == FULL || left == MIXED) && right < FULL) {
+        unlink_node(f, id);
+        move_ends(f, prev, node_at(f, prev)->offset, size_of(node_at(f, prev)) + size);
+    } else {
+        struct shape s = {FULL, size, size, 0, 0, 0};
+        join(f, id, &s);
+    }
+}
+
 static inline uint32_t live_node(const struct freelist *f, uint64_t handle) {
     uint32_t id = (uint32_t)handle;
     if (id == 0 || id >= f->nodes_used) return 0;
@@ -428,27 +474,17 @@ int freelist_free(struct freelist *f, uint64_t handle) {
     if (__builtin_expect(!id, 0)) return -EINVAL;
     struct freelist_node *n = node_at(f, id);
     uint64_t size = size_of(n);
-    map_remove(f, n->offset);
     f->live -= size;
     f->blocks--;
     if (__builtin_expect(state_of(n) == PENDING, 0)) {
+        map_remove(f, n->offset);
         join_pending(f, id);
         return 0;
     }
     f->free_committed += size;
-    uint32_t prev = n->prev, next = n->next;
-    enum state left = prev ? state_of(node_at(f, prev)) : LIVE, right = next ? state_of(node_at(f, next)) : LIVE;
-    if ((right == FULL || right == MIXED) && left < FULL) {
-        uint64_t offset = n->offset, all = size + size_of(node_at(f, next));
-        unlink_node(f, id);
-        move_ends(f, next, offset, all);
-    } else if ((left == FULL || left == MIXED) && right < FULL) {
-        unlink_node(f, id);
-        move_ends(f, prev, node_at(f, prev)->offset, size_of(node_at(f, prev)) + size);
-    } else {
-        struct shape s = {FULL, size, size, 0, 0, 0};
-        join(f, id, &s);
-    }
+    freelist_settle(f);
+    set_size(n, size, PARKED);
+    f->parked = id;
     return 0;
 }
 
@@ -463,7 +499,7 @@ int freelist_find(const struct freelist *f, uint64_t offset, struct freelist_blo
     if (offset >= f->layout.granules || !touched(f, chunk_below(f, offset), chunk_below(f, offset))) return -ENOENT;
     uint32_t id = f->table.map[offset / FREELIST_PAGE_GRANULES];
     if (id & LEAF_TAG) id = f->table.leaf[id & LEAF_INDEX].node[offset % FREELIST_PAGE_GRANULES];
-    if (!id || node_at(f, id)->offset != offset) return -ENOENT;
+    if (!id || node_at(f, id)->offset != offset || id == f->parked) return -ENOENT;
     describe(f, id, out);
     return 0;
 }
@@ -483,6 +519,7 @@ int freelist_resize(struct freelist *f, uint64_t handle, uint64_t size, unsigned
     uint32_t id = live_node(f, handle);
     if (!id || size == 0) return -EINVAL;
     if (size > f->layout.granules) return -ENOSPC;
+    freelist_settle(f);
     if (f->nodes_free < 3) return -EAGAIN;
     struct freelist_node *n = node_at(f, id);
     uint64_t had = size_of(n), end = n->offset + size;
@@ -581,6 +618,7 @@ static struct freelist_span longest_row(const struct freelist *f, const struct f
 }
 
 int freelist_pick(struct freelist *f, uint64_t max_chunks, struct freelist_span *out) {
+    freelist_settle(f);
     uint32_t class = bin_find_down(&f->committed, FREELIST_BINS), lowest = class_down(chunk_granules(f)), looked = 0;
     for (; class != NONE && class >= lowest && max_chunks; class = bin_find_down(&f->committed, class)) {
         for (uint32_t id = f->committed.head[class]; id; id = link_of(f, &f->committed, id)->next) {
@@ -608,7 +646,7 @@ static void one_range(struct freelist *f) {
     memset(&f->committed, 0, sizeof f->committed);
     memset(&f->total, 0, sizeof f->total);
     f->nodes_used = 1;
-    f->nodes_spare = f->picked = 0;
+    f->nodes_spare = f->picked = f->parked = 0;
     f->nodes_free = f->nodes_ready - 1;
     f->live = f->blocks = 0;
     f->free_committed = f->committed_granules;

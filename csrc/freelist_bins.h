@@ -10,6 +10,7 @@ enum state {
     SPARE,
     LIVE,
     PENDING, /* live, and not all of it is committed yet */
+    PARKED,  /* freed last: joins its neighbours when something else than the same size is asked for */
     FULL,    /* free and committed from end to end */
     MIXED,   /* free and committed in part: has a side record */
     BARE,    /* free and not committed at all */

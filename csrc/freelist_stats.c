@@ -42,9 +42,9 @@ static uint64_t largest(struct freelist *f, struct freelist_bins *b) {
     return best;
 }
 
-void freelist_stats(const struct freelist *f, struct freelist_stats *out) {
-    struct freelist *g = (struct freelist *)f; /* link_of serves readers and writers */
-    uint64_t committed = largest(g, &g->committed), total = largest(g, &g->total);
+void freelist_stats(struct freelist *f, struct freelist_stats *out) {
+    freelist_settle(f);
+    uint64_t committed = largest(f, &f->committed), total = largest(f, &f->total);
     *out = (struct freelist_stats){.live = f->live,
                                    .free = f->layout.granules - f->live,
                                    .free_committed = f->free_committed,
@@ -78,8 +78,12 @@ static int check_block(const struct freelist *f, uint32_t id) {
     const struct freelist_node *n = node_at(f, id);
     struct freelist_block found;
     HOLDS(n->serial && n->serial <= UINT32_MAX);
-    HOLDS((committed_in(f, n->offset, end_of(n)) == size_of(n)) == (state_of(n) == LIVE));
-    HOLDS(freelist_find(f, n->offset, &found) == 0 && found.handle == (n->serial << 32 | id));
+    HOLDS((committed_in(f, n->offset, end_of(n)) == size_of(n)) == (state_of(n) != PENDING));
+    HOLDS((id == f->parked) == (state_of(n) == PARKED));
+    if (id == f->parked)
+        HOLDS(freelist_find(f, n->offset, &found) == -ENOENT);
+    else
+        HOLDS(freelist_find(f, n->offset, &found) == 0 && found.handle == (n->serial << 32 | id));
     return 0;
 }
 
@@ -162,8 +166,10 @@ int freelist_check(const struct freelist *f) {
             bare += state_of(n) == BARE;
             rc = check_range(f, n);
         } else {
-            live += size_of(n);
-            blocks++;
+            if (id == f->parked)
+                free_committed += size_of(n);
+            else
+                live += size_of(n), blocks++;
             rc = check_block(f, id);
         }
         if (rc) return rc;

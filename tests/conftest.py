@@ -48,8 +48,8 @@ def minor_faults() -> int:
 
 
 def faults_writing(view: memoryview, step: int = 4096) -> int:
-    """The faults of writing a byte per page. By a loop in C that was rehearsed: after a fork the interpreter's own pages are
-    copy-on-write too, and fault when it next comes by."""
+    """The faults of writing a byte per page. By a loop in C that was rehearsed: after a fork the interpreter's own
+    pages are copy-on-write too, and fault when it next comes by."""
     ones = b"\x01" * len(range(0, len(view), step))
     rehearsal = memoryview(bytearray(2 * len(ones)))[::2]
     count = -1
@@ -61,7 +61,7 @@ def faults_writing(view: memoryview, step: int = 4096) -> int:
 
 
 def rss() -> int:
-    """Resident bytes of this process, from the page tables: statm's counters lag by up to a batch per CPU and thread."""
+    """Resident bytes of this process, from the page tables: statm's counters lag by a batch for each CPU and thread."""
     with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
         for line in lines:
             if line.startswith("Rss:"):
@@ -108,13 +108,13 @@ def cgroup() -> Iterator[MemoryCgroup]:
 
 
 @pytest.fixture
-def overcommit() -> Iterator[Callable[[int], None]]:
+def overcommit() -> Iterator[Callable[[int], object]]:
     """Sets vm.overcommit_memory, and restores it."""
     knob = Path("/proc/sys/vm/overcommit_memory")
     before = knob.read_text()
     if not os.access(knob, os.W_OK) or os.geteuid() != 0:
         pytest.skip("vm.overcommit_memory may not be set here")
     try:
-        yield lambda mode: knob.write_text(str(mode)) and None
+        yield lambda mode: knob.write_text(str(mode))
     finally:
         knob.write_text(before)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import collections.abc
+import copy
 import gc
+import pickle
 import sys
 from typing import Any
 
@@ -127,19 +130,18 @@ def test_resize_in_place(a: Arena) -> None:
     del c
 
 
-def test_blocks_are_made_by_alloc_only() -> None:
-    with pytest.raises(TypeError):
-        Block()
+def test_blocks_are_made_by_alloc_only(a: Arena) -> None:
+    for make in (Block, lambda: Block.__new__(Block), lambda: copy.copy(a.alloc(1)), lambda: pickle.dumps(a.alloc(1))):
+        with pytest.raises(TypeError):
+            make()
     with pytest.raises(TypeError):
         type("Mine", (Block,), {})
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="PEP 688 is in Python 3.12")
 def test_pep_688(a: Arena) -> None:
-    from collections.abc import Buffer
-
     b = a.alloc(16)
-    assert isinstance(b, Buffer)
+    assert isinstance(b, vars(collections.abc)["Buffer"])
     view = b.__buffer__(0)
     assert view.nbytes == 16
     with pytest.raises(BufferError):

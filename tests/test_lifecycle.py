@@ -17,12 +17,16 @@ b[0] = 1
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["a", "b", "v"])))
-@pytest.mark.parametrize("view", ["memoryview(b)", "np.frombuffer(b, 'u1')", "np.asarray(b)", "np.ndarray((10000,), 'u1', b)"])
+@pytest.mark.parametrize(
+    "view", ["memoryview(b)", "np.frombuffer(b, 'u1')", "np.asarray(b)", "np.ndarray((10000,), 'u1', b)"]
+)
 def test_dropped_in_any_order(order: tuple[str, ...], view: str, child: Callable[..., str]) -> None:
     if "np." in view:
         pytest.importorskip("numpy", reason="NumPy is not installed")
-    steps = "".join(f"del {name}\ngc.collect()\n" + ("v[0] = v[9999] = 3\n" if "v" in order[i + 1 :] else "")
-                    for i, name in enumerate(order))
+    steps = "".join(
+        f"del {name}\ngc.collect()\n" + ("v[0] = v[9999] = 3\n" if "v" in order[i + 1 :] else "")
+        for i, name in enumerate(order)
+    )
     child(PRELUDE + ("import numpy as np\n" if "np." in view else "") + f"v = {view}\n" + steps)
 
 
@@ -31,12 +35,23 @@ def test_dropped_in_any_order(order: tuple[str, ...], view: str, child: Callable
 def test_told_to_end_in_any_order(steps: tuple[str, ...], view: str, child: Callable[..., str]) -> None:
     if "np." in view:
         pytest.importorskip("numpy", reason="NumPy is not installed")
-    tries = "".join(f"try:\n    {step}\nexcept (BufferError, ValueError):\n    pass\nv[0] = v[9999] = 3\n" for step in steps)
-    child(PRELUDE + ("import numpy as np\n" if "np." in view else "") + f"v = {view}\n" + tries + "del v, b, a\ngc.collect()\n")
+    tries = "".join(
+        f"try:\n    {step}\nexcept (BufferError, ValueError):\n    pass\nv[0] = v[9999] = 3\n" for step in steps
+    )
+    child(
+        PRELUDE
+        + ("import numpy as np\n" if "np." in view else "")
+        + f"v = {view}\n"
+        + tries
+        + "del v, b, a\ngc.collect()\n"
+    )
 
 
 def test_interpreter_exit_with_live_blocks(child: Callable[..., str]) -> None:
-    child(PRELUDE + "kept = [a.alloc(100 * i + 1) for i in range(1000)]\nview = memoryview(b)\nsys.modules['keep'] = kept\n")
+    child(
+        PRELUDE
+        + "kept = [a.alloc(100 * i + 1) for i in range(1000)]\nview = memoryview(b)\nsys.modules['keep'] = kept\n"
+    )
 
 
 def test_interpreter_exit_with_retention(child: Callable[..., str]) -> None:

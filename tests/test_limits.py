@@ -108,7 +108,7 @@ def test_data_limit_is_met_when_committing(child: Callable[..., str]) -> None:
     )
 
 
-def test_overcommit_mode_2(overcommit: Callable[[int], None], child: Callable[..., str]) -> None:
+def test_overcommit_mode_2(overcommit: Callable[[int], object], child: Callable[..., str]) -> None:
     overcommit(2)
     child(
         """
@@ -229,5 +229,3 @@ def test_errors_carry_their_numbers() -> None:
         assert error.hint
     else:
         raise AssertionError("no error")
-
-

@@ -14,7 +14,10 @@ KIB = 1024
 SIZE = 4 << 20
 
 sizes = st.one_of(
-    st.integers(1, 300), st.integers(1, 64 * KIB), st.integers(1, SIZE + 100), st.sampled_from([64, 4096, 64 * KIB, SIZE])
+    st.integers(1, 300),
+    st.integers(1, 64 * KIB),
+    st.integers(1, SIZE + 100),
+    st.sampled_from([64, 4096, 64 * KIB, SIZE]),
 )
 
 

@@ -113,7 +113,15 @@ def test_a_view_keeps_the_reservation() -> None:
 @pytest.mark.parametrize("call", ["commit", "release", "view", "residency", "verify"])
 def test_ranges_beyond_the_end(call: str) -> None:
     with Reservation("8MiB") as r:
-        for nbytes, offset in ((9 * MIB, 0), (1, 8 * MIB), (0, 9 * MIB), (-1, 0), (1, -1), (1 << 63, 0), ((1 << 63) - 1, 1)):
+        for nbytes, offset in (
+            (9 * MIB, 0),
+            (1, 8 * MIB),
+            (0, 9 * MIB),
+            (-1, 0),
+            (1, -1),
+            (1 << 63, 0),
+            ((1 << 63) - 1, 1),
+        ):
             with pytest.raises(ValueError):
                 getattr(r, call)(nbytes, offset=offset)
         with pytest.raises(TypeError):
@@ -148,7 +156,7 @@ def test_copies_through_the_kernel() -> None:
         with pytest.raises(ValueError, match="beyond"):
             r.read_into(bytearray(10), offset=8 * MIB - 5)
         with pytest.raises(BufferError):
-            r.read_into(b"readonly", offset=0)  # type: ignore[arg-type]
+            r.read_into(b"readonly", offset=0)
 
 
 def test_verify() -> None:

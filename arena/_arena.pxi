@@ -1,0 +1,280 @@
+@cython.final
+cdef class Arena:
+    """An allocator on a reservation: blocks from memory that is there.
+
+    Memory is committed by chunks as blocks need it, before alloc() returns, and kept when they are freed, so that the
+    next alloc() is index work of some 60 ns and no system call. Thread-safe; the GIL is released while memory is
+    populated.
+
+    Parameters
+    ----------
+    size
+        Bytes of address space, or "64GiB". It costs nothing until used, so ask for plenty.
+    chunk
+        Bytes that are committed and released at a time: a power of two from 4 KiB to 1 GiB. Below 2 MiB no huge pages.
+    populate
+        "write", or "read": the zero page until a block is first written, which then faults.
+    retain, decay
+        Free committed bytes to keep: None keeps all until trim(). What is beyond ``retain`` is released when blocks are
+        freed, at once or, with ``decay`` seconds, once it was free for that long.
+    headroom
+        Bytes that are to stay available to the rest of the machine or memory cgroup: a commit that would take them
+        fails.
+    pages, fork, dump, name
+        As for :class:`Reservation`.
+
+    Raises as :class:`Reservation`.
+    """
+    def __cinit__(
+        self, size, *, chunk="2MiB", populate="write", retain=None, decay=None, headroom=0,
+        pages="auto", fork="copy", dump=False, name=None,
+    ):
+        cdef arena_config config
+        cdef reservation_stats stats
+        cdef arena_error e
+        cdef int rc
+        cdef bytes label = name_of(name)
+        cdef uint64_t total = positive(size, "size")
+        memset(&config, 0, sizeof(config))
+        configure(&config.reservation, total, pages, fork, dump, label, parse_size(headroom, "headroom"))
+        config.chunk = positive(chunk, "chunk")
+        if chunk == "2MiB" and total < config.chunk:
+            config.chunk = 0
+        config.read_only_populate = not for_writing(populate)
+        config.retain = UINT64_MAX if retain is None else parse_size(retain, "retain")
+        config.decay_ns = 0
+        if decay is not None:
+            if not isinstance(decay, (int, float)) or not 0 <= decay < 1e9:
+                raise ValueError(f"decay must be a number of seconds or None, not {decay!r}")
+            if retain is None:
+                raise ValueError("decay says when memory beyond `retain` is released: give retain= too (0: keep none)")
+            config.decay_ns = <uint64_t>(decay * 1e9)
+        with nogil:
+            rc = arena_create(&config, &self.c, &e)
+        if rc:
+            raise as_reserve_exception(rc, &e)
+        reservation_get(arena_reservation(self.c), &stats)
+        self._size, self._page, self._address = stats.size, stats.page_size, stats.address
+        self.epoch_at = arena_epoch(self.c)
+
+    def __dealloc__(self):
+        # Blocks hold a reference, so there are none.
+        if self.c != NULL:
+            with nogil:
+                arena_destroy(self.c)
+
+    def alloc(self, nbytes, *, align=64, bint zero=False, bint grow=True):
+        """A new :class:`Block` of ``nbytes`` that are present: writing them faults on nothing.
+
+        ``align``: a power of two up to the chunk. ``zero``: all bytes are 0 (nothing is cleared that is known to be
+        zero); else they may be what an earlier block left. ``grow=False``: from committed memory only, without any
+        system call.
+
+        Raises ArenaFullError (a MemoryError) where no free range is that large, CommitError where the machine or
+        cgroup has not the memory, ValueError once the arena is closed.
+        """
+        cdef arena_block b
+        cdef uint64_t n, step = 64
+        cdef int rc, overflow = 0
+        cdef long long given = PyLong_AsLongLongAndOverflow(nbytes, &overflow) if type(nbytes) is int else 0
+        n = <uint64_t>given if given > 0 else positive(nbytes, "nbytes")
+        if align != 64:
+            step = alignment(align)
+            if step > arena_chunk(self.c):
+                raise ValueError(f"align must be at most the arena's chunk ({arena_chunk(self.c)}), not {align!r}")
+        rc = arena_try(self.c, n, step, &b)
+        if rc:
+            return self.slow_alloc(n, step, zero, grow)
+        if zero and b.dirty:
+            if b.dirty >= 65536:
+                with nogil:
+                    arena_zero(b.address, b.dirty)
+            else:
+                arena_zero(b.address, b.dirty)
+        return self.wrap(&b, n)
+
+    cdef Block wrap(self, arena_block *b, uint64_t nbytes):
+        cdef Block block = Block.__new__(Block)
+        block._arena = self
+        block.handle = b.handle
+        block.ptr = <char *>b.address
+        block.size = nbytes
+        block.epoch = arena_load64(self.epoch_at)
+        return block
+
+    cdef Block slow_alloc(self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
+        cdef Ticker ticker = Ticker(None)
+        cdef arena_tick function = ticker.function()
+        cdef arena_block b
+        cdef arena_error e
+        cdef unsigned flags = (ARENA_ZERO if zero else 0) | (0 if grow else ARENA_NO_GROW)
+        cdef int rc
+        if nbytes > self._size:
+            e.op, e.offset, e.requested, e.err = b"alloc", 0, nbytes, ENOSPC
+            stats = self.stats()
+            e.committed, e.available = stats.committed, stats.largest_free
+            raise as_exception(-ENOSPC, &e, True)
+        with nogil:
+            rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>ticker, &b, &e)
+        if rc == 0:
+            block = self.wrap(&b, nbytes)
+            ticker.finish(0)
+            return block
+        ticker.finish(0)
+        raise as_exception(rc, &e, grow)
+
+    def empty(self, shape, dtype=float, order="C", *, align=64):
+        """A new NumPy array, uninitialised. It owns its block, which is freed with the last view of it.
+
+        ValueError for object dtypes; ImportError without NumPy; else as alloc().
+        """
+        return _arrays.empty(self, shape, dtype, order, align, False)
+
+    def zeros(self, shape, dtype=float, order="C", *, align=64):
+        """As empty(), of zeros. Memory that is known to be zero is not written."""
+        return _arrays.empty(self, shape, dtype, order, align, True)
+
+    def full(self, shape, fill_value, dtype=None, order="C", *, align=64):
+        """As empty(), of one value, and by default of its dtype."""
+        return _arrays.full(self, shape, fill_value, dtype, order, align)
+
+    def warm(self, nbytes, *, threads=None, progress=None):
+        """Have ``nbytes`` of free memory committed in one piece, and with it the index that blocks of 4 KiB in it need.
+
+        It is kept, whatever ``retain`` says, until trim(). After a fork this makes all that is committed this
+        process's own again. ``threads`` and ``progress`` as for Reservation.commit(); errors as for alloc().
+        """
+        cdef uint64_t n = positive(nbytes, "nbytes")
+        cdef unsigned count = thread_count(threads)
+        cdef Ticker ticker = Ticker(progress)
+        cdef arena_tick function = ticker.function()
+        cdef arena_error e
+        cdef int rc
+        with nogil:
+            rc = arena_warm(self.c, n, count, function, <void *>ticker, &e)
+        ticker.finish(n)
+        if rc:
+            raise as_exception(rc, &e)
+
+    def trim(self, keep=0):
+        """Give free committed memory back to the machine now, whole chunks, until at most about ``keep`` bytes of it
+        are left. The bytes given back.
+        """
+        cdef uint64_t freed = 0, n = parse_size(keep, "keep")
+        cdef arena_error e
+        cdef int rc
+        with nogil:
+            rc = arena_trim(self.c, n, &freed, &e)
+        if rc:
+            raise as_exception(rc, &e)
+        return freed
+
+    def reset(self):
+        """Free every block at once. BufferError while any of them is exported or being committed."""
+        cdef int rc
+        if self.is_closed:
+            raise ValueError("the arena is closed")
+        if not exports_close(&self.exports):
+            raise BufferError("a view of a block is exported: drop it before reset()")
+        try:
+            with nogil:
+                rc = arena_reset_pinned(self.c)
+        finally:
+            exports_reopen(&self.exports)
+        if rc:
+            raise BufferError("a block is being committed by another thread (or further up the stack): reset() later")
+
+    def close(self):
+        """No new blocks from now on; the mapping goes with the last block. BufferError while a block is exported (an
+        array of empty() holds an export) or a commit is under way. Closing twice is fine.
+        """
+        cdef int rc
+        if self.is_closed:
+            return
+        if not exports_close(&self.exports):
+            raise BufferError("a view of a block is exported: drop it before close()")
+        try:
+            with nogil:
+                rc = arena_close(self.c)
+        finally:
+            exports_reopen(&self.exports)
+        if rc:
+            raise BufferError("another thread is committing or releasing memory of this arena: close it later")
+        self.is_closed = True
+
+    def __enter__(self):
+        if self.is_closed:
+            raise ValueError("the arena is closed")
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def stats(self):
+        """The ledger, as :class:`Stats`: exact when no other thread is inside the arena."""
+        cdef arena_stats s
+        with nogil:
+            arena_get(self.c, &s)
+        return Stats(
+            s.reserved, s.committed, s.live, s.free_committed, s.blocks, s.peak_committed, s.peak_live, s.commits,
+            s.releases, s.commit_ns / 1e9, s.release_ns / 1e9, s.largest_free,
+            1.0 - s.largest_free / <double>s.free if s.free else 0.0,
+        )
+
+    def blocks(self):
+        """(offset, nbytes) of every block in address order, nbytes rounded up to 64: a snapshot."""
+        cdef uint64_t cursor = 0
+        cdef arena_block some[256]
+        cdef size_t i, n
+        found = []
+        while cursor != UINT64_MAX:
+            with nogil:
+                n = arena_blocks(self.c, &cursor, some, 256)
+            for i in range(n):
+                found.append((some[i].offset, some[i].bytes))
+        return iter(found)
+
+    def residency(self):
+        """The kernel's word on the whole arena, as :class:`Residency`."""
+        if self.is_closed:
+            raise ValueError("the arena is closed")
+        return residency_of(self._address, self._size, True)
+
+    @property
+    def size(self):
+        """Bytes reserved."""
+        return self._size
+
+    @property
+    def address(self):
+        """Where it begins."""
+        return self._address
+
+    @property
+    def page_size(self):
+        """4096, or 2 MiB with huge pages."""
+        return self._page
+
+    @property
+    def chunk(self):
+        """Bytes that are committed and released at a time."""
+        return arena_chunk(self.c)
+
+    @property
+    def backing(self):
+        """"anonymous"."""
+        return "anonymous"
+
+    @property
+    def closed(self):
+        """Whether close() was called."""
+        return self.is_closed
+
+    def __repr__(self):
+        if self.is_closed:
+            return "<arena.Arena closed>"
+        s = self.stats()
+        return (
+            f"<arena.Arena {_errors.amount(s.reserved)} reserved, {_errors.amount(s.committed)} committed, "
+            f"{_errors.amount(s.live)} live in {s.blocks} blocks>"
+        )

@@ -1,0 +1,156 @@
+# Not in a cycle, and so spared the garbage collector: a Block refers to an Arena, which refers to nothing, and
+# neither can be subclassed or given attributes.
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class Block:
+    """Memory of an arena, as a buffer of bytes (PEP 3118). Made by Arena.alloc(); freed by free(), ``with`` or with
+    the object.
+
+    It keeps its arena mapped. While a buffer of it is exported it cannot be freed. One thing no library can see:
+    np.ndarray(buffer=block) keeps the block but no export, so after an explicit free() it reads reused memory.
+    """
+    def __dealloc__(self):
+        cdef c_bool due = False
+        if self._arena is None:
+            return
+        if exports_closed(&self.exports) or arena_give(self._arena.c, self.handle, &due) != 0:
+            arena_unpin(self._arena.c)  # freed before, by free() or reset(): the mapping stayed for this object
+        elif due:
+            with nogil:
+                arena_collect(self._arena.c)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        # The arena's word first: while it is taken no reset can begin, so the epoch stands still.
+        if not exports_take(&self._arena.exports):
+            raise BufferError("the arena is being reset or closed")
+        if not exports_take(&self.exports):
+            exports_drop(&self._arena.exports)
+            raise BufferError("the block was freed")
+        if self.epoch != arena_load64(self._arena.epoch_at):
+            exports_drop(&self.exports)
+            exports_drop(&self._arena.exports)
+            raise BufferError("the block was freed (its arena was reset)")
+        fill_view(self, view, flags, self.ptr, &self.size, False)
+
+    def __releasebuffer__(self, Py_buffer *view):
+        exports_drop(&self.exports)
+        exports_drop(&self._arena.exports)
+
+    def free(self):
+        """Free the memory now. BufferError while it is exported, ValueError if it was freed before."""
+        cdef c_bool due = False
+        cdef arena_handle *c = self._arena.c
+        if not exports_close(&self.exports):
+            if exports_closed(&self.exports):
+                raise ValueError("the block was freed before")
+            raise BufferError("a view of the block is exported: drop it before free()")
+        if arena_give_pinned(c, self.handle, &due) != 0:
+            raise ValueError("the block was freed before (its arena was reset)")
+        if due:
+            with nogil:
+                arena_collect(c)
+
+    def resize(self, nbytes):
+        """Make it larger or smaller where it is. ArenaFullError if what lies behind it is not free, BufferError while
+        it is exported; else as Arena.alloc(). New bytes may be what an earlier block left.
+        """
+        cdef uint64_t n = positive(nbytes, "nbytes")
+        cdef Ticker ticker = Ticker(None)
+        cdef arena_tick function = ticker.function()
+        cdef arena_block b
+        cdef arena_error e
+        cdef int rc
+        if not exports_close(&self.exports):
+            if exports_closed(&self.exports):
+                raise ValueError("the block was freed before")
+            raise BufferError("a view of the block is exported: drop it before resize()")
+        try:
+            with nogil:
+                rc = arena_resize(self._arena.c, self.handle, n, function, <void *>ticker, &b, &e)
+            if rc == 0:
+                self.size = n
+        finally:
+            exports_reopen(&self.exports)
+        ticker.finish(0)
+        if rc == -ENOSPC:
+            raise _errors.full_error(
+                {"offset": self.offset, "requested": n, "committed": self._arena.stats().committed, "available": None},
+                grow=True,
+            )
+        if rc == -EINVAL:
+            raise ValueError("the block was freed before (its arena was reset), or the size is beyond the arena's")
+        if rc:
+            raise as_exception(rc, &e)
+
+    @property
+    def nbytes(self):
+        """Bytes asked for."""
+        return self.size
+
+    @property
+    def address(self):
+        """Where it begins."""
+        return <uint64_t>self.ptr
+
+    @property
+    def offset(self):
+        """The same, from the arena's address."""
+        return <uint64_t>self.ptr - self._arena._address
+
+    @property
+    def arena(self):
+        """The arena it is of."""
+        return self._arena
+
+    @property
+    def freed(self):
+        """Whether its memory was freed, by free() or the arena's reset()."""
+        return exports_closed(&self.exports) or self.epoch != arena_load64(self._arena.epoch_at)
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, key):
+        return memoryview(self)[key]
+
+    def __setitem__(self, key, value):
+        memoryview(self)[key] = value
+
+    def __enter__(self):
+        if self.freed:
+            raise ValueError("the block was freed before")
+        return self
+
+    def __exit__(self, *exc):
+        if not self.freed:
+            self.free()
+
+    def __repr__(self):
+        if self.freed:
+            return "<arena.Block freed>"
+        return f"<arena.Block of {self.size} bytes at offset {self.offset}>"
+
+
+cdef extern from *:
+    """
+    /* Py_TPFLAGS_DISALLOW_INSTANTIATION, for a type that Cython has made: neither Type() nor Type.__new__(Type). */
+    static int arena_only_made_by_us(PyTypeObject *type) {
+    #if PY_VERSION_HEX >= 0x030C0000
+        PyObject *dict = PyType_GetDict(type);
+    #else
+        PyObject *dict = Py_NewRef(type->tp_dict);
+    #endif
+        int rc = PyDict_DelItemString(dict, "__new__");
+        Py_DECREF(dict);
+        type->tp_new = NULL;
+        type->tp_vectorcall = NULL;
+        type->tp_flags |= Py_TPFLAGS_DISALLOW_INSTANTIATION;
+        PyType_Modified(type);
+        return rc;
+    }
+    """
+    int arena_only_made_by_us(type) except -1
+
+arena_only_made_by_us(Block)
+arena_only_made_by_us(RangeView)

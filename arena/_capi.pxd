@@ -1,0 +1,111 @@
+# cython: language_level=3
+# What the Python types use of csrc/, beyond the declarations of _core.pxd.
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+
+from arena._core cimport arena_block, arena_error, arena_handle, arena_tick, reservation_handle
+
+
+cdef extern from "stdbool.h":
+    ctypedef bint c_bool "_Bool"
+
+
+cdef extern from "arena.h" nogil:
+    cdef enum arena_pages:
+        ARENA_PAGES_AUTO, ARENA_PAGES_4K, ARENA_PAGES_THP
+    cdef enum arena_fork:
+        ARENA_FORK_COPY, ARENA_FORK_DROP, ARENA_FORK_WIPE
+    enum:
+        ARENA_ZERO, ARENA_NO_GROW
+    cdef struct reservation_config:
+        uint64_t size
+        arena_pages pages
+        arena_fork fork
+        bint dump
+        uint64_t headroom
+        const char *name
+    cdef struct reservation_stats:
+        uint64_t size, page_size, committed, peak_committed, commits, releases, commit_ns, release_ns
+        uintptr_t address
+        bint lazy, dropped
+    cdef struct arena_config:
+        reservation_config reservation
+        uint64_t chunk
+        bint read_only_populate
+        uint64_t retain
+        uint64_t decay_ns
+    cdef struct arena_stats:
+        uint64_t reserved, committed, live, free_committed, blocks, peak_committed, peak_live, commits, releases
+        uint64_t commit_ns, release_ns, largest_free, free
+    cdef struct arena_api:
+        uint32_t version
+        arena_handle *(*of)(void *)
+        int (*alloc)(arena_handle *, uint64_t, uint64_t, unsigned, arena_tick, void *, arena_block *, arena_error *)
+        int (*attempt)(arena_handle *, uint64_t, uint64_t, arena_block *)
+        int (*free)(arena_handle *, uint64_t)
+        int (*resize)(arena_handle *, uint64_t, uint64_t, arena_tick, void *, arena_block *, arena_error *)
+        int (*find)(arena_handle *, const void *, arena_block *)
+
+    int reservation_create(const reservation_config *, reservation_handle **, arena_error *)
+    int reservation_destroy(reservation_handle *)
+    void reservation_get(reservation_handle *, reservation_stats *)
+    int reservation_commit(
+        reservation_handle *, uint64_t, uint64_t, bint, unsigned, arena_tick, void *, uint64_t *, arena_error *
+    )
+    int reservation_release(reservation_handle *, uint64_t, uint64_t, uint64_t *, arena_tick, void *, arena_error *)
+    bint reservation_is_committed(reservation_handle *, uint64_t, uint64_t, bint)
+    int reservation_verify(reservation_handle *, uint64_t, uint64_t, arena_tick, void *, arena_error *)
+    int reservation_copy(reservation_handle *, uint64_t, void *, uint64_t, bint)
+
+    int arena_create(const arena_config *, arena_handle **, arena_error *)
+    int arena_close(arena_handle *)
+    int arena_destroy(arena_handle *)
+    int arena_try(arena_handle *, uint64_t, uint64_t, arena_block *)
+    int arena_alloc(arena_handle *, uint64_t, uint64_t, unsigned, arena_tick, void *, arena_block *, arena_error *)
+    int arena_give(arena_handle *, uint64_t, c_bool *)
+    int arena_collect(arena_handle *)
+    int arena_free(arena_handle *, uint64_t)
+    int arena_resize(arena_handle *, uint64_t, uint64_t, arena_tick, void *, arena_block *, arena_error *)
+    int arena_find(arena_handle *, const void *, arena_block *)
+    int arena_warm(arena_handle *, uint64_t, unsigned, arena_tick, void *, arena_error *)
+    int arena_trim(arena_handle *, uint64_t, uint64_t *, arena_error *)
+    void arena_get(arena_handle *, arena_stats *)
+    size_t arena_blocks(arena_handle *, uint64_t *, arena_block *, size_t)
+    void *arena_address(arena_handle *)
+    uint64_t arena_chunk(arena_handle *)
+    reservation_handle *arena_reservation(arena_handle *)
+    void arena_zero(void *, uint64_t)
+
+
+cdef extern from "arena_internal.h" nogil:
+    int arena_give_pinned(arena_handle *, uint64_t, c_bool *)
+    void arena_unpin(arena_handle *)
+    int arena_reset_pinned(arena_handle *)
+    uint64_t *arena_epoch(arena_handle *)
+    cdef struct os_residency_t "os_residency":
+        uint64_t present, huge, zero, swapped
+    int os_residency(const void *, size_t, os_residency_t *)
+    int os_overcommit_mode()
+    cdef struct lock_t "lock":
+        uint32_t word
+    void lock_take(lock_t *)
+    void lock_drop(lock_t *)
+
+
+cdef extern from "errno.h" nogil:
+    enum:
+        EBADF, ECANCELED, EDEADLK, EINTR, EINVAL, ENOSPC, ENOTCONN, EPERM, ESHUTDOWN
+
+
+cdef extern from "exports.h" nogil:
+    bint exports_take(uint64_t *)
+    void exports_drop(uint64_t *)
+    bint exports_close(uint64_t *)
+    bint exports_closed(const uint64_t *)
+    void exports_reopen(uint64_t *)
+
+
+cdef extern from *:
+    """
+    #define arena_load64(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    """
+    uint64_t arena_load64(uint64_t *) nogil

@@ -1,0 +1,44 @@
+# -errno and its numbers become an exception.
+
+cdef dict numbers_of(arena_error *e):
+    return {
+        "offset": e.offset,
+        "requested": e.requested,
+        "committed": e.committed,
+        "available": None if e.available == UINT64_MAX else e.available,
+    }
+
+
+cdef object as_exception(int rc, arena_error *e, bint grow=True):
+    cdef int err = -rc
+    op = e.op.decode() if e.op != NULL else ""
+    if err == ENOSPC:
+        return _errors.full_error(numbers_of(e), grow=grow)
+    if err == ESHUTDOWN:
+        return ValueError("the arena is closed")
+    if err == ENOTCONN:
+        return RuntimeError(
+            "this process is a fork's child, and the memory was made with fork='drop': it stays with the parent"
+        )
+    if err == EDEADLK:
+        return RuntimeError(
+            "this memory is being committed by the very thread that asks for it, further up its stack "
+            "(a progress callback or signal handler): nothing could ever finish"
+        )
+    if err == ECANCELED:
+        return RuntimeError("the arena was reset while this block's memory was being committed")
+    if err == EINVAL and op == "range":
+        return ValueError(f"the range at offset {e.offset} of {e.requested} bytes is not within the reservation")
+    return _errors.commit_error(err, op, e.where.decode("utf-8", "replace"), numbers_of(e))
+
+
+cdef object as_reserve_exception(int rc, arena_error *e):
+    op = e.op.decode() if e.op != NULL else ""
+    if rc == -EINVAL and op == "chunk":
+        return ValueError(
+            "chunk must be a power of two from 4 KiB to 1 GiB, at least 2 MiB with pages='thp', and at least a 2^27th "
+            f"of the arena, not {e.requested}"
+        )
+    if rc == -EINVAL:
+        return ValueError(f"{op} must be from 1 byte to 64 TiB, not {e.requested}")
+    return _errors.reserve_error(-rc, op, numbers_of(e), os_overcommit_mode())

@@ -1,0 +1,346 @@
+@cython.final
+@cython.no_gc
+cdef class RangeView:
+    """Exports a part of a reservation; the reservation is not released under it."""
+
+    cdef Reservation owner
+    cdef view_range range
+    cdef char *ptr
+    cdef Py_ssize_t size
+    cdef bint readonly
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        fill_view(self, view, flags, self.ptr, &self.size, self.readonly)
+
+    def __dealloc__(self):
+        # A view of it holds a reference to this object, so its life is the export's.
+        if self.owner is not None:
+            self.owner.look_away(&self.range)
+            exports_drop(&self.owner.exports)
+
+
+@cython.final
+cdef class Reservation:
+    """A sparse range of private anonymous memory: address space that costs nothing, of which parts are committed and
+    released.
+
+    For those who manage offsets themselves; :class:`Arena` is an allocator on top of one. Thread-safe.
+
+    Parameters
+    ----------
+    size
+        Bytes, or "64MiB", "2GiB", "1.5 GB". Rounded up to whole pages.
+    pages
+        "auto": 2 MiB transparent huge pages where the machine allows them and the size is 2 MiB or more, else 4 KiB.
+        "thp", "4K" insist; ReserveError where there are none. What was had is ``page_size``.
+    fork
+        What the child of a fork gets: "copy" (copy-on-write; commit() again undoes that), "drop" (nothing: zeros, and
+        RuntimeError for every call; the parent keeps its pages to itself) or "wipe" (zeros, usable).
+    dump
+        Include the memory in core dumps. Left out by default: a dump of a sparse terabyte takes for ever.
+    name
+        Shown in /proc/self/maps where the kernel was built with CONFIG_ANON_VMA_NAME.
+
+    Raises ReserveError (an OSError and a MemoryError) when address space cannot be had, ValueError or TypeError for
+    nonsense.
+    """
+    def __cinit__(self, size, *, pages="auto", fork="copy", dump=False, name=None):
+        cdef reservation_config config
+        cdef reservation_stats stats
+        cdef arena_error e
+        cdef int rc
+        cdef bytes label = name_of(name)
+        memset(&config, 0, sizeof(config))
+        configure(&config, positive(size, "size"), pages, fork, dump, label, 0)
+        with nogil:
+            rc = reservation_create(&config, &self.c, &e)
+        if rc:
+            raise as_reserve_exception(rc, &e)
+        reservation_get(self.c, &stats)
+        self._size, self._page, self._address = stats.size, stats.page_size, stats.address
+
+    def __dealloc__(self):
+        if self.c != NULL:
+            with nogil:
+                reservation_destroy(self.c)
+
+    cdef reservation_handle *open(self) except NULL:
+        if exports_closed(&self.exports):
+            raise ValueError("the reservation is closed")
+        return self.c
+
+    cdef range_of(self, nbytes, offset, uint64_t *start, uint64_t *length):
+        start[0] = parse_size(offset, "offset")
+        if start[0] > self._size:
+            raise ValueError(f"offset {start[0]} is beyond the reservation's {self._size} bytes")
+        length[0] = self._size - start[0] if nbytes is None else parse_size(nbytes, "nbytes")
+        if length[0] > self._size - start[0]:
+            raise ValueError(
+                f"{length[0]} bytes at offset {start[0]} reach beyond the end of the reservation ({self._size} bytes)"
+            )
+
+    cdef bint look(self, view_range *range) noexcept nogil:
+        # A view and a release of the same bytes exclude each other; views share.
+        cdef view_range *other
+        cdef bint free = True
+        lock_take(<lock_t *>&self.views_lock)
+        other = self.views
+        while other != NULL and free:
+            free = not (other.first < range.end and range.first < other.end and (range.is_release or other.is_release))
+            other = other.next
+        if free:
+            range.prev = NULL
+            range.next = self.views
+            if self.views != NULL:
+                self.views.prev = range
+            self.views = range
+        lock_drop(<lock_t *>&self.views_lock)
+        return free
+
+    cdef void look_away(self, view_range *range) noexcept nogil:
+        lock_take(<lock_t *>&self.views_lock)
+        if range.prev != NULL:
+            range.prev.next = range.next
+        else:
+            self.views = range.next
+        if range.next != NULL:
+            range.next.prev = range.prev
+        lock_drop(<lock_t *>&self.views_lock)
+
+    def commit(self, nbytes=None, *, offset=0, populate="write", threads=None, progress=None):
+        """Make ``nbytes`` at ``offset`` (default: all of it), rounded outward to pages, present. The bytes newly
+        present.
+
+        Afterwards a write, or with populate="read" a read, of any of it faults on nothing; read-populated private
+        memory is the shared zero page and costs nothing (madvise(2), MADV_POPULATE_WRITE and MADV_POPULATE_READ,
+        Linux 5.14; elsewhere each page is touched). After a fork, pages that became copy-on-write are made this
+        process's own again.
+
+        ``threads``: how many, None for min(CPUs, 16, bytes / 64 MiB). ``progress(done, total)`` is called in this
+        thread, at most every 10 ms or so, and at the end; what it raises stops the commit, as an exception from a
+        signal handler does.
+
+        Raises CommitError (an OSError and a MemoryError). A commit that fails or is stopped gives back what it made
+        present.
+        """
+        cdef uint64_t start, length, newly = 0
+        cdef bint write = for_writing(populate)
+        cdef unsigned count = thread_count(threads)
+        cdef Ticker ticker = Ticker(progress)
+        cdef arena_tick function = ticker.function()
+        cdef arena_error e
+        cdef int rc
+        self.range_of(nbytes, offset, &start, &length)
+        self.enter()
+        try:
+            with nogil:
+                rc = reservation_commit(self.c, start, length, write, count, function, <void *>ticker, &newly, &e)
+        finally:
+            exports_drop(&self.exports)
+        ticker.finish(newly)
+        if rc:
+            raise as_exception(rc, &e)
+        return newly
+
+    cdef enter(self):
+        # Whoever is inside keeps close() out.
+        self.open()
+        if not exports_take(&self.exports):
+            raise ValueError("the reservation is closed")
+
+    def release(self, nbytes=None, *, offset=0, discard=False):
+        """Give ``nbytes`` at ``offset`` (default: all of it), rounded inward to pages, back to the machine. The bytes
+        given back.
+
+        Released memory is zero when it is committed again. ``discard`` is for files and does nothing here.
+        BufferError while a view of the range is exported.
+        """
+        cdef uint64_t start, length, freed = 0
+        cdef Ticker ticker = Ticker(None)
+        cdef arena_tick function = ticker.function()
+        cdef arena_error e
+        cdef view_range range
+        cdef int rc
+        self.range_of(nbytes, offset, &start, &length)
+        self.enter()
+        try:
+            range.first, range.end, range.is_release = start, start + length, True
+            if not self.look(&range):
+                raise BufferError("a view of this range is exported (or it is being released): drop the view first")
+            try:
+                with nogil:
+                    rc = reservation_release(self.c, start, length, &freed, function, <void *>ticker, &e)
+            finally:
+                self.look_away(&range)
+        finally:
+            exports_drop(&self.exports)
+        ticker.finish(freed)
+        if rc:
+            raise as_exception(rc, &e)
+        return freed
+
+    def view(self, nbytes=None, *, offset=0, readonly=False):
+        """A memoryview of ``nbytes`` at ``offset``, which must be committed (for writing, unless readonly): else
+        ValueError.
+
+        While it, or anything made from it, lives, its range is not released and the reservation not closed.
+        """
+        cdef uint64_t start, length
+        cdef RangeView v
+        self.range_of(nbytes, offset, &start, &length)
+        if length == 0:
+            raise ValueError("a view of 0 bytes is of no use")
+        self.enter()
+        try:
+            v = RangeView.__new__(RangeView)
+            v.range.first, v.range.end, v.range.is_release = start, start + length, False
+            if not self.look(&v.range):
+                raise BufferError("this range is being released")
+            v.owner = self
+        except BaseException:
+            exports_drop(&self.exports)
+            raise
+        v.ptr = <char *>self._address + start
+        v.size = length
+        v.readonly = bool(readonly)
+        if not reservation_is_committed(self.c, start, length, not v.readonly):
+            raise ValueError(
+                f"not all of the {length} bytes at offset {start} are committed"
+                f"{'' if v.readonly else ' for writing'}: commit them first"
+            )
+        return memoryview(v)
+
+    def verify(self, nbytes=None, *, offset=0):
+        """See that what is committed of the range is still there: it is populated again, or CommitError says why it
+        cannot be.
+
+        A diagnosis, not a guarantee: the next moment may be different.
+        """
+        cdef uint64_t start, length
+        cdef Ticker ticker = Ticker(None)
+        cdef arena_tick function = ticker.function()
+        cdef arena_error e
+        cdef int rc
+        self.range_of(nbytes, offset, &start, &length)
+        self.enter()
+        try:
+            with nogil:
+                rc = reservation_verify(self.c, start, length, function, <void *>ticker, &e)
+        finally:
+            exports_drop(&self.exports)
+        ticker.finish(0)
+        if rc:
+            raise as_exception(rc, &e)
+
+    cdef Py_ssize_t copy(self, buffer, offset, bint into) except -1:
+        cdef Py_buffer view
+        cdef uint64_t start, length
+        cdef int rc
+        self.enter()
+        try:
+            PyObject_GetBuffer(buffer, &view, PyBUF_CONTIG_RO if into else PyBUF_CONTIG_RO | PyBUF_WRITABLE)
+            try:
+                self.range_of(view.len, offset, &start, &length)
+                with nogil:
+                    rc = reservation_copy(self.c, start, view.buf, length, into)
+            finally:
+                PyBuffer_Release(&view)
+        finally:
+            exports_drop(&self.exports)
+        if rc == -EPERM:
+            raise PermissionError(
+                _errno.EPERM, "process_vm_readv/writev is forbidden here (seccomp; docker: --cap-add SYS_PTRACE)"
+            )
+        if rc:
+            raise OSError(-rc, f"cannot copy {length} bytes at offset {start}: {_os.strerror(-rc)}")
+        return length
+
+    def read_into(self, buffer, *, offset=0):
+        """Copy from the reservation into a writable buffer, through the kernel (process_vm_readv(2)). The bytes copied.
+
+        OSError (EFAULT) where a load would end in a signal. PermissionError where seccomp forbids the call.
+        """
+        return self.copy(buffer, offset, False)
+
+    def write_from(self, buffer, *, offset=0):
+        """Copy from a buffer into the reservation, through the kernel (process_vm_writev(2)). The bytes copied.
+
+        Errors as read_into().
+        """
+        return self.copy(buffer, offset, True)
+
+    def residency(self, nbytes=None, *, offset=0):
+        """The kernel's word on the range, as :class:`Residency`: /proc/self/pagemap, PAGEMAP_SCAN where there is one
+        (Linux 6.7).
+
+        ``locked`` and ``dirty`` come from smaps, for the whole reservation only. OSError where /proc is not to be had.
+        """
+        cdef uint64_t start, length
+        self.open()
+        self.range_of(nbytes, offset, &start, &length)
+        return residency_of(self._address + start, length, length == self._size)
+
+    def close(self):
+        """Unmap it. BufferError while a view is exported or a commit under way. Closing twice is fine."""
+        cdef reservation_handle *c
+        if exports_closed(&self.exports):
+            return
+        if not exports_close(&self.exports):
+            raise BufferError("a view of the reservation is exported, or another thread is committing: close it later")
+        c, self.c = self.c, NULL
+        with nogil:
+            reservation_destroy(c)
+
+    def __enter__(self):
+        self.open()
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    @property
+    def size(self):
+        """Bytes reserved."""
+        return self._size
+
+    @property
+    def address(self):
+        """Where it begins."""
+        return self._address
+
+    @property
+    def page_size(self):
+        """The unit of commit and release: 4096, or 2 MiB with huge pages."""
+        return self._page
+
+    @property
+    def backing(self):
+        """"anonymous"."""
+        return "anonymous"
+
+    @property
+    def closed(self):
+        """Whether close() was called."""
+        return exports_closed(&self.exports)
+
+    @property
+    def committed(self):
+        """Bytes committed: the ledger; residency() is the kernel's word."""
+        cdef reservation_stats stats
+        if not exports_take(&self.exports):
+            return 0
+        reservation_get(self.c, &stats)
+        exports_drop(&self.exports)
+        return stats.committed
+
+    def fileno(self):
+        """There is none: OSError (EBADF)."""
+        raise OSError(EBADF, "anonymous memory has no file descriptor")
+
+    def __repr__(self):
+        if self.closed:
+            return "<arena.Reservation closed>"
+        return (
+            f"<arena.Reservation {_errors.amount(self._size)} at {self._address:#x}, "
+            f"{_errors.amount(self.committed)} committed, pages of {_errors.amount(self._page)}>"
+        )
