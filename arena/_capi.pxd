@@ -85,15 +85,15 @@ cdef extern from "arena_internal.h" nogil:
         uint64_t present, huge, zero, swapped
     int os_residency(const void *, size_t, os_residency_t *)
     int os_overcommit_mode()
-    cdef struct lock_t "lock":
-        uint32_t word
-    void lock_take(lock_t *)
-    void lock_drop(lock_t *)
+    cdef struct reservation_view:
+        pass
+    int reservation_look(reservation_handle *, reservation_view *, uint64_t, uint64_t, bint)
+    void reservation_look_away(reservation_handle *, reservation_view *)
 
 
 cdef extern from "errno.h" nogil:
     enum:
-        EBADF, ECANCELED, EDEADLK, EINTR, EINVAL, ENOSPC, ENOTCONN, EPERM, ESHUTDOWN
+        EBADF, EBUSY, ECANCELED, EDEADLK, EINTR, EINVAL, ENODATA, ENOSPC, ENOTCONN, EPERM, ESHUTDOWN
 
 
 cdef extern from "exports.h" nogil:

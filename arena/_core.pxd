@@ -24,26 +24,14 @@ cdef extern from "arena.h" nogil:
         uint64_t dirty
 
 
-cdef struct view_range:
-    uint64_t first
-    uint64_t end
-    view_range *next
-    view_range *prev
-    bint is_release
-
-
 cdef class Reservation:
     cdef reservation_handle *c
     cdef uint64_t _size, _page, _address
     cdef uint64_t exports
-    cdef uint32_t views_lock
-    cdef view_range *views
     cdef reservation_handle *open(self) except NULL
     cdef enter(self)
     cdef Py_ssize_t copy(self, buffer, offset, bint into) except -1
     cdef range_of(self, nbytes, offset, uint64_t *start, uint64_t *length)
-    cdef bint look(self, view_range *range) noexcept nogil
-    cdef void look_away(self, view_range *range) noexcept nogil
 
 
 cdef class Arena:

@@ -4,7 +4,7 @@ cdef class RangeView:
     """Exports a part of a reservation; the reservation is not released under it."""
 
     cdef Reservation owner
-    cdef view_range range
+    cdef reservation_view look
     cdef char *ptr
     cdef Py_ssize_t size
     cdef bint readonly
@@ -15,7 +15,7 @@ cdef class RangeView:
     def __dealloc__(self):
         # A view of it holds a reference to this object, so its life is the export's.
         if self.owner is not None:
-            self.owner.look_away(&self.range)
+            reservation_look_away(self.owner.c, &self.look)
             exports_drop(&self.owner.exports)
 
 
@@ -79,34 +79,6 @@ cdef class Reservation:
                 f"{length[0]} bytes at offset {start[0]} reach beyond the end of the reservation ({self._size} bytes)"
             )
 
-    cdef bint look(self, view_range *range) noexcept nogil:
-        # A view and a release of the same bytes exclude each other; views share.
-        cdef view_range *other
-        cdef bint free = True
-        lock_take(<lock_t *>&self.views_lock)
-        other = self.views
-        while other != NULL and free:
-            free = not (other.first < range.end and range.first < other.end and (range.is_release or other.is_release))
-            other = other.next
-        if free:
-            range.prev = NULL
-            range.next = self.views
-            if self.views != NULL:
-                self.views.prev = range
-            self.views = range
-        lock_drop(<lock_t *>&self.views_lock)
-        return free
-
-    cdef void look_away(self, view_range *range) noexcept nogil:
-        lock_take(<lock_t *>&self.views_lock)
-        if range.prev != NULL:
-            range.prev.next = range.next
-        else:
-            self.views = range.next
-        if range.next != NULL:
-            range.next.prev = range.prev
-        lock_drop(<lock_t *>&self.views_lock)
-
     def commit(self, nbytes=None, *, offset=0, populate="write", threads=None, progress=None):
         """Make ``nbytes`` at ``offset`` (default: all of it), rounded outward to pages, present. The bytes newly
         present.
@@ -159,22 +131,17 @@ cdef class Reservation:
         cdef Ticker ticker = Ticker(None)
         cdef arena_tick function = ticker.function()
         cdef arena_error e
-        cdef view_range range
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         self.enter()
         try:
-            range.first, range.end, range.is_release = start, start + length, True
-            if not self.look(&range):
-                raise BufferError("a view of this range is exported (or it is being released): drop the view first")
-            try:
-                with nogil:
-                    rc = reservation_release(self.c, start, length, &freed, function, <void *>ticker, &e)
-            finally:
-                self.look_away(&range)
+            with nogil:
+                rc = reservation_release(self.c, start, length, &freed, function, <void *>ticker, &e)
         finally:
             exports_drop(&self.exports)
         ticker.finish(freed)
+        if rc == -EBUSY:
+            raise BufferError("a view of this range is exported: drop it first")
         if rc:
             raise as_exception(rc, &e)
         return freed
@@ -187,27 +154,28 @@ cdef class Reservation:
         """
         cdef uint64_t start, length
         cdef RangeView v
+        cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         if length == 0:
             raise ValueError("a view of 0 bytes is of no use")
         self.enter()
         try:
             v = RangeView.__new__(RangeView)
-            v.range.first, v.range.end, v.range.is_release = start, start + length, False
-            if not self.look(&v.range):
+            rc = reservation_look(self.c, &v.look, start, length, not readonly)
+            if rc == -EBUSY:
                 raise BufferError("this range is being released")
-            v.owner = self
+            if rc:
+                raise ValueError(
+                    f"not all of the {length} bytes at offset {start} are committed"
+                    f"{'' if readonly else ' for writing'}: commit them first"
+                )
         except BaseException:
             exports_drop(&self.exports)
             raise
+        v.owner = self
         v.ptr = <char *>self._address + start
         v.size = length
         v.readonly = bool(readonly)
-        if not reservation_is_committed(self.c, start, length, not v.readonly):
-            raise ValueError(
-                f"not all of the {length} bytes at offset {start} are committed"
-                f"{'' if v.readonly else ' for writing'}: commit them first"
-            )
         return memoryview(v)
 
     def verify(self, nbytes=None, *, offset=0):

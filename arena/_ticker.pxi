@@ -30,7 +30,23 @@ cdef class Ticker:
             self.progress(total, total)
 
 
-cdef int tick(void *arg, uint64_t done, uint64_t total) noexcept with gil:
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX >= 0x030D0000
+    #define arena_finalizing() Py_IsFinalizing()
+    #else
+    #define arena_finalizing() _Py_IsFinalizing()
+    #endif
+    """
+    bint arena_finalizing() nogil
+
+
+cdef int tick(void *arg, uint64_t done, uint64_t total) noexcept nogil:
+    # Whoever asks a finalizing interpreter for the GIL is ended on the spot, with helpers still at work on its stack.
+    return -EINTR if arena_finalizing() else tick_with_gil(arg, done, total)
+
+
+cdef int tick_with_gil(void *arg, uint64_t done, uint64_t total) noexcept with gil:
     cdef Ticker t = <Ticker>arg
     try:
         PyErr_CheckSignals()

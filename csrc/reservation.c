@@ -212,14 +212,54 @@ static bool covers(const uint64_t *map, uint64_t first, uint64_t end) {
     return bit_next(map, first, end, false) == end;
 }
 
+/* Under the lock. */
+static bool all_committed(const struct reservation *r, uint64_t first, uint64_t end, bool write) {
+    return !r->dropped && covers(write ? r->writable : r->present, first, end);
+}
+
 bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, bool write) {
     uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1);
     if (offset > size || bytes > size - offset) return false;
     lock_take(&r->lock);
-    bool yes = !r->dropped && covers(write ? r->writable : r->present, offset >> r->page_shift,
-                                     (offset + bytes + page - 1) >> r->page_shift);
+    bool yes = all_committed(r, offset >> r->page_shift, (offset + bytes + page - 1) >> r->page_shift, write);
     lock_drop(&r->lock);
     return yes;
+}
+
+int reservation_look(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write) {
+    uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1);
+    if (offset > size || bytes > size - offset) return -EINVAL;
+    *v = (struct reservation_view){.first = offset >> r->page_shift,
+                                   .end = (offset + bytes + page - 1) >> r->page_shift};
+    lock_take(&r->lock);
+    int rc = all_committed(r, v->first, v->end, write) ? 0 : -ENODATA;
+    for (struct reservation_op *op = r->ops; op; op = op->next) {
+        if (op->release && op->first < v->end && v->first < op->end) rc = -EBUSY;
+    }
+    if (rc == 0) {
+        v->next = r->views;
+        if (r->views) r->views->prev = v;
+        r->views = v;
+    }
+    lock_drop(&r->lock);
+    return rc;
+}
+
+void reservation_look_away(struct reservation *r, struct reservation_view *v) {
+    lock_take(&r->lock);
+    if (v->prev)
+        v->prev->next = v->next;
+    else
+        r->views = v->next;
+    if (v->next) v->next->prev = v->prev;
+    lock_drop(&r->lock);
+}
+
+static bool looked_at(const struct reservation *r, uint64_t first, uint64_t end) {
+    for (const struct reservation_view *v = r->views; v; v = v->next) {
+        if (v->first < end && first < v->end) return true;
+    }
+    return false;
 }
 
 /* --- commit ----------------------------------------------------------------------------------------------------------- */
@@ -437,7 +477,10 @@ int reservation_release_begin(struct reservation *r, struct reservation_op *op, 
     int rc = r->dropped ? -ENOTCONN : 0;
     if (rc == 0) {
         struct reservation_op *other = in_the_way(r, op->first, op->end, false);
-        if (other) rc = pthread_equal(other->thread, pthread_self()) ? -EDEADLK : -EAGAIN;
+        if (other)
+            rc = pthread_equal(other->thread, pthread_self()) ? -EDEADLK : -EAGAIN;
+        else if (looked_at(r, op->first, op->end))
+            rc = -EBUSY;
     }
     if (rc == 0) {
         clip(r, op);
@@ -498,7 +541,7 @@ int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, uint64_
         lock_drop(&r->lock);
         if (rc) return explain(error, rc, "wait", offset, bytes);
     }
-    if (rc) return explain(error, rc, rc == -EDEADLK ? "re-entry" : "fork", offset, bytes);
+    if (rc) return explain(error, rc, rc == -EDEADLK ? "re-entry" : rc == -EBUSY ? "view" : "fork", offset, bytes);
     return reservation_release_finish(r, &op, freed, tick, arg, error);
 }
 

@@ -22,11 +22,18 @@ struct reservation_op {
     struct reservation_op *next, *prev;
 };
 
+/* Somebody's look at committed memory: it is not released meanwhile. */
+struct reservation_view {
+    uint64_t first, end; /* pages */
+    struct reservation_view *next, *prev;
+};
+
 struct reservation {
     struct lock lock;
     uint32_t turn;    /* moves when an operation ends; waiters sleep on it */
     uint32_t waiters; /* atomic */
     struct reservation_op *ops;
+    struct reservation_view *views;
 
     char *base;
     uint64_t pages;
@@ -54,8 +61,12 @@ int reservation_init(struct reservation *r, const struct reservation_config *con
 int reservation_fini(struct reservation *r);
 bool reservation_busy(struct reservation *r);
 
+/* -ENODATA: not all of it is committed (for writing). -EBUSY: it is being released. -EINVAL as reservation_commit. */
+int reservation_look(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write);
+void reservation_look_away(struct reservation *r, struct reservation_view *v);
+
 /* A release in two halves, for a caller who must not let anybody commit in between: begin (an operation is noted, no system
- * call is made; -EAGAIN: another is in the way) and finish. */
+ * call is made; -EAGAIN: another is in the way; -EBUSY: somebody looks) and finish. */
 int reservation_release_begin(struct reservation *r, struct reservation_op *op, uint64_t offset, uint64_t bytes);
 int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed, arena_tick tick,
                                void *arg, struct arena_error *error);

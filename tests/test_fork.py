@@ -15,6 +15,10 @@ from arena import Arena, Reservation
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
+PYTHONS_OWN = 8
+"""Faults at most, of the interpreter's own memory, which is copy-on-write too after a fork."""
+
+
 def in_child(work: Callable[[], object]) -> None:
     """Runs work in a fork; what it raises fails the test."""
     read, write = os.pipe()
@@ -73,7 +77,8 @@ def test_commit_and_warm_populate_again_what_became_copy_on_write() -> None:
         assert r.commit() == 0
         a.warm("1MiB")
         view = r.view()
-        assert faults_writing(view) == faults_writing(memoryview(block)) == 0
+        assert faults_writing(view) < PYTHONS_OWN
+        assert faults_writing(memoryview(block)) < PYTHONS_OWN
         assert view[1] == ord("x")
     finally:
         os.close(release)
@@ -111,14 +116,14 @@ def test_drop() -> None:
 
 
 def test_wipe() -> None:
-    a = Arena("256MiB", fork="wipe")
+    a = Arena("256MiB", fork="wipe", pages="4K")
     b = a.alloc("4MiB")
     b[:4] = b"abcd"
 
     def work() -> None:
         assert bytes(b[:4]) == bytes(4)
         a.warm("8MiB")
-        assert faults_writing(memoryview(a.alloc("8MiB", grow=False))) == 0
+        assert faults_writing(memoryview(a.alloc("8MiB", grow=False))) < PYTHONS_OWN
 
     in_child(work)
     assert bytes(b[:4]) == b"abcd"

@@ -62,11 +62,15 @@ def test_interpreter_exit_with_a_cycle(child: Callable[..., str]) -> None:
     child(PRELUDE + "class C: pass\nc = C()\nc.me = c\nc.block = b\nc.arena = a\nc.view = memoryview(b)\ndel c, b, a\n")
 
 
-def test_exit_while_a_daemon_thread_commits(child: Callable[..., str]) -> None:
+@pytest.mark.parametrize("progress", ["None", "lambda done, total: None"])
+def test_exit_while_a_daemon_thread_commits(progress: str, child: Callable[..., str]) -> None:
     child(
         PRELUDE
         + "import threading, time\n"
-        + "threading.Thread(target=lambda: Arena('8GiB', pages='4K').alloc('2GiB'), daemon=True).start()\n"
+        + "work = lambda: Arena('8GiB', pages='4K').warm('2GiB', threads=4, progress="
+        + progress
+        + ")\n"
+        + "threading.Thread(target=work, daemon=True).start()\n"
         + "time.sleep(0.1)\n"
     )
 
