@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import subprocess
@@ -47,15 +48,15 @@ def minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 
-def faults_writing(view: memoryview, step: int = 4096) -> int:
-    """The faults of writing a byte per page. By a loop in C that was rehearsed: after a fork the interpreter's own
-    pages are copy-on-write too, and fault when it next comes by."""
-    ones = b"\x01" * len(range(0, len(view), step))
-    rehearsal = memoryview(bytearray(2 * len(ones)))[::2]
+def faults_writing(view: memoryview, byte: int = 1) -> int:
+    """The faults of writing all of it. By a call that was rehearsed and allocates next to nothing, for the memory of
+    the interpreter may fault too: after a fork, for instance."""
+    rehearsal = bytearray(8)
     count = -1
-    for target in (rehearsal, view[::step]):
+    for target in (memoryview(rehearsal), view):
+        at = ctypes.addressof(ctypes.c_char.from_buffer(target))
         before = minor_faults()
-        target[:] = ones
+        ctypes.memset(at, byte, len(target))
         count = minor_faults() - before
     return count
 
