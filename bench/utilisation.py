@@ -1,8 +1,8 @@
 """How full an arena is when the first request fails, beside best fit on the same requests; and what the index costs.
 
 The arena is filled until a request fails; then, twenty times, half of the blocks are freed at random and it is
-filled again. Sizes follow a power law. Both allocators get the same sizes, in granules of 64 bytes, and merge at once;
-best fit X The free-space index is compiled from csrc/freelist.c by itself, with all of its arena committed.
+filled again. Sizes follow a power law. Both allocators get the same sizes, in granules of 64 bytes, and merge at once.
+Best fit is that of bench/bestfit.c; the free-space index is csrc/freelist.c by itself, all of its arena committed.
 """
 
 from __future__ import annotations
