@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import GIB, MIB, MemoryCgroup, run_child
 
 
@@ -57,6 +60,50 @@ def test_headroom_is_left(cgroup: MemoryCgroup) -> None:
         """,
         preexec=cgroup.enter,
     )
+    assert done.returncode == 0, done.stderr
+
+
+UNDER_CGROUP_V2 = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def must(rc):
+    if rc:
+        print(os.strerror(ctypes.get_errno()))
+        sys.exit(77)
+must(libc.unshare(0x20000))
+must(libc.mount(b"none", b"/", None, 0x44000, None))
+for name in (b"cgroup", b"mountinfo"):
+    below = os.environb[b"FILES"] + b"/" + name
+    must(libc.mount(below, b"/proc/%d/%s" % (os.getpid(), name), None, 0x1000, None))
+from arena import Arena, CommitError
+a = Arena("4GiB")
+try:
+    a.alloc("1GiB")
+except CommitError as error:
+    # box: 700 - (650 - 200); app: 900 - (600 - 200); and 1 MiB is left to the kernel
+    assert error.available == (250 - 1) << 20, error
+    assert "box/memory.max" in str(error), error
+a.alloc("100MiB")
+"""
+
+
+def test_cgroup_v2_the_tightest_limit_up_to_the_root(tmp_path: Path) -> None:
+    """The memory controller is in one hierarchy at a time, and where that is v1 this cannot be had for real: the files
+    of v2 are laid beneath the child."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts need root")
+    group = tmp_path / "box" / "app"
+    group.mkdir(parents=True)
+    for folder, limit, high, usage in ((group, 3000, 900, 600), (group.parent, 700, None, 650)):
+        for name, mib in (("max", limit), ("high", high), ("current", usage)):
+            (folder / f"memory.{name}").write_text("max\n" if mib is None else f"{mib * MIB}\n")
+        cache = 100 * MIB
+        (folder / "memory.stat").write_text(f"anon 12345\nfile 7\ninactive_file {cache}\nactive_file {cache}\n")
+    (tmp_path / "cgroup").write_text("9:name=systemd:/\n0::/box/app\n")
+    (tmp_path / "mountinfo").write_text(f"30 23 0:26 / {tmp_path} rw,nosuid - cgroup2 cgroup2 rw\n")
+    done = run_child(UNDER_CGROUP_V2, FILES=str(tmp_path))
+    if done.returncode == 77:
+        pytest.skip(f"no mounts here: {done.stdout}")
     assert done.returncode == 0, done.stderr
 
 
