@@ -74,7 +74,7 @@ cdef class Arena:
         cgroup has not the memory, ValueError once the arena is closed.
         """
         cdef arena_block b
-        cdef uint64_t n, step = 64
+        cdef uint64_t n, step = 64, epoch
         cdef int rc, overflow = 0
         cdef long long given = PyLong_AsLongLongAndOverflow(nbytes, &overflow) if type(nbytes) is int else 0
         n = <uint64_t>given if given > 0 else positive(nbytes, "nbytes")
@@ -82,24 +82,35 @@ cdef class Arena:
             step = alignment(align)
             if step > arena_chunk(self.c):
                 raise ValueError(f"align must be at most the arena's chunk ({arena_chunk(self.c)}), not {align!r}")
+        # Before the block: a reset between the two frees it, and the epoch of afterwards would say that it lives.
+        epoch = arena_load64(self.epoch_at)
         rc = arena_try(self.c, n, step, &b)
         if rc:
             return self.slow_alloc(n, step, zero, grow)
+        block = self.wrap(&b, n, epoch)
         if zero and b.dirty:
-            if b.dirty >= 65536:
-                with nogil:
-                    arena_zero(b.address, b.dirty)
-            else:
-                arena_zero(b.address, b.dirty)
-        return self.wrap(&b, n)
+            self.clear(block, b.dirty)
+        return block
 
-    cdef Block wrap(self, arena_block *b, uint64_t nbytes):
+    cdef clear(self, Block block, uint64_t nbytes):
+        # Under an export: after a reset this would be another's memory.
+        if not exports_take(&self.exports):
+            raise BufferError("the arena is being reset or closed")
+        if block.epoch == arena_load64(self.epoch_at):
+            if nbytes >= 65536:
+                with nogil:
+                    arena_zero(block.ptr, nbytes)
+            else:
+                arena_zero(block.ptr, nbytes)
+        exports_drop(&self.exports)
+
+    cdef Block wrap(self, arena_block *b, uint64_t nbytes, uint64_t epoch):
         cdef Block block = Block.__new__(Block)
         block._arena = self
         block.handle = b.handle
         block.ptr = <char *>b.address
         block.size = nbytes
-        block.epoch = arena_load64(self.epoch_at)
+        block.epoch = epoch
         return block
 
     cdef Block slow_alloc(self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
@@ -107,7 +118,8 @@ cdef class Arena:
         cdef arena_tick function = ticker.function()
         cdef arena_block b
         cdef arena_error e
-        cdef unsigned flags = (ARENA_ZERO if zero else 0) | (0 if grow else ARENA_NO_GROW)
+        cdef uint64_t epoch = arena_load64(self.epoch_at)
+        cdef unsigned flags = 0 if grow else ARENA_NO_GROW
         cdef int rc
         if nbytes > self._size:
             e.op, e.offset, e.requested, e.err = b"alloc", 0, nbytes, ENOSPC
@@ -117,10 +129,12 @@ cdef class Arena:
         with nogil:
             rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>ticker, &b, &e)
         if rc == 0:
-            block = self.wrap(&b, nbytes)
-            ticker.finish(0)
+            block = self.wrap(&b, nbytes, epoch)
+            ticker.finish(rc, 0)
+            if zero and b.dirty:
+                self.clear(block, b.dirty)
             return block
-        ticker.finish(0)
+        ticker.finish(rc, 0)
         raise as_exception(rc, &e, grow)
 
     def empty(self, shape, dtype=float, order="C", *, align=64):
@@ -152,7 +166,7 @@ cdef class Arena:
         cdef int rc
         with nogil:
             rc = arena_warm(self.c, n, count, function, <void *>ticker, &e)
-        ticker.finish(n)
+        ticker.finish(rc, n)
         if rc:
             raise as_exception(rc, &e)
 

@@ -72,7 +72,7 @@ cdef class Block:
                 self.size = n
         finally:
             exports_reopen(&self.exports)
-        ticker.finish(0)
+        ticker.finish(rc, 0)
         if rc == -ENOSPC:
             raise _errors.full_error(
                 {"offset": self.offset, "requested": n, "committed": self._arena.stats().committed, "available": None},

@@ -42,7 +42,8 @@ cdef class Arena:
     cdef uint64_t _size, _page, _address
     cdef object __weakref__
     cdef Block slow_alloc(self, uint64_t nbytes, uint64_t align, bint zero, bint grow)
-    cdef Block wrap(self, arena_block *b, uint64_t nbytes)
+    cdef Block wrap(self, arena_block *b, uint64_t nbytes, uint64_t epoch)
+    cdef clear(self, Block block, uint64_t nbytes)
 
 
 cdef class Block:

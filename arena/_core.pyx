@@ -36,15 +36,15 @@ def get_include():
 
 
 cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
-    return arena_alloc(a.c, nbytes, align, 0, NULL, NULL, out, NULL)
+    return arena_alloc(a.c, nbytes, align, 0, NULL, NULL, out, NULL) if a is not None else -EINVAL
 
 
 cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
-    return arena_try(a.c, nbytes, align, out)
+    return arena_try(a.c, nbytes, align, out) if a is not None else -EINVAL
 
 
 cdef int block_free(Arena a, uint64_t handle) noexcept nogil:
-    return arena_free(a.c, handle)
+    return arena_free(a.c, handle) if a is not None else -EINVAL
 
 
 cdef arena_handle *checked(o) except NULL:

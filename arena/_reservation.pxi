@@ -109,7 +109,7 @@ cdef class Reservation:
                 rc = reservation_commit(self.c, start, length, write, count, function, <void *>ticker, &newly, &e)
         finally:
             exports_drop(&self.exports)
-        ticker.finish(newly)
+        ticker.finish(rc, newly)
         if rc:
             raise as_exception(rc, &e)
         return newly
@@ -139,7 +139,7 @@ cdef class Reservation:
                 rc = reservation_release(self.c, start, length, &freed, function, <void *>ticker, &e)
         finally:
             exports_drop(&self.exports)
-        ticker.finish(freed)
+        ticker.finish(rc, freed)
         if rc == -EBUSY:
             raise BufferError("a view of this range is exported: drop it first")
         if rc:
@@ -196,7 +196,7 @@ cdef class Reservation:
                 rc = reservation_verify(self.c, start, length, function, <void *>ticker, &e)
         finally:
             exports_drop(&self.exports)
-        ticker.finish(0)
+        ticker.finish(rc, 0)
         if rc:
             raise as_exception(rc, &e)
 

@@ -17,15 +17,17 @@ cdef class Ticker:
 
     cdef arena_tick function(self) noexcept:
         # Another thread is not given signals by Python, and is spared the wait for the GIL.
-        if self.signals or self.progress is not None:
+        if self.signals:
+            return tick_with_gil
+        if self.progress is not None:
             return tick
         return NULL
 
-    cdef finish(self, uint64_t newly):
+    cdef finish(self, int rc, uint64_t newly):
         if self.caught is not None:
             caught, self.caught = self.caught, None
             raise caught
-        if self.progress is not None:
+        if rc == 0 and self.progress is not None:
             total = self.total or newly
             self.progress(total, total)
 

@@ -38,7 +38,15 @@ static void fork_child(void *self) {
     for (struct arena_pending *p = a->pending, *next; p; p = next) {
         next = p->next;
         if (pthread_equal(p->thread, pthread_self())) continue;
-        (void)freelist_free(&a->index, p->handle);
+        struct freelist_block b;
+        /* Its commit may have ended while it waited for the lock to say so. */
+        if (p->count && reservation_is_committed(&a->reservation, p->first << a->chunk_shift,
+                                                 p->count << a->chunk_shift, !a->read_only_populate))
+            freelist_commit(&a->index, p->first, p->count, p->handle);
+        if (p->had)
+            (void)freelist_resize(&a->index, p->handle, p->had, 0, &b);
+        else
+            (void)freelist_free(&a->index, p->handle);
         if (p->prev)
             p->prev->next = next;
         else
@@ -92,6 +100,8 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
 /* Under the lock: is it this caller who has to unmap, once the lock is dropped? */
 static bool last_one(struct arena *a) {
     if (a->refuse != -ESHUTDOWN || a->unmapped || a->index.blocks || a->pins) return false;
+    if (a->pending || reservation_busy(&a->reservation))
+        return false; /* a resize, a trim: they ask again at their end */
     a->unmapped = true;
     return true;
 }
@@ -148,9 +158,15 @@ static void undo_use(struct arena *a, uint64_t offset, uint64_t size, uint64_t d
     if (a->virgin == offset + size) a->virgin = offset + granules_of(dirty);
 }
 
+/* In granules; 0, which the index refuses, for what is no power of two. */
+static uint64_t step_of(uint64_t align) {
+    if (align & (align - 1)) return 0;
+    return align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
+}
+
 int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
     struct freelist_block b;
-    uint64_t want = granules_of(bytes), step = align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
+    uint64_t want = granules_of(bytes), step = step_of(align);
     lock_take(&a->lock);
     int rc = a->refuse;
     if (rc == 0) rc = freelist_alloc(&a->index, want, step, FREELIST_COMMITTED_ONLY, &b);
@@ -166,8 +182,9 @@ int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out)
     return 0;
 }
 
-static void pending_begin(struct arena *a, struct arena_pending *p, uint64_t handle) {
-    *p = (struct arena_pending){.handle = handle, .thread = pthread_self(), .next = a->pending};
+static void pending_begin(struct arena *a, struct arena_pending *p) {
+    p->thread = pthread_self();
+    p->next = a->pending;
     if (a->pending) a->pending->prev = p;
     a->pending = p;
 }
@@ -180,22 +197,23 @@ static void pending_end(struct arena *a, struct arena_pending *p) {
     if (p->next) p->next->prev = p->prev;
 }
 
-/* Commits the chunks of a block that is in the index already; *fresh: all of them were absent. Takes the lock at the end,
- * and returns with it held. */
-static int commit_block(struct arena *a, const struct freelist_block *b, const struct commit_control *how, bool *fresh,
-                        struct arena_error *error) {
+/* Commits the chunks of a block that is in the index already, and had so many granules before if it grows. *fresh: all of
+ * them were absent. Takes the lock at the end, and returns with it held. */
+static int commit_block(struct arena *a, const struct freelist_block *b, uint64_t had, const struct commit_control *how,
+                        bool *fresh, struct arena_error *error) {
     uint64_t mask = ((uint64_t)1 << a->chunk_shift) - 1;
     uint64_t start = bytes_of(b->offset) & ~mask, end = (bytes_of(b->offset + b->size) + mask) & ~mask;
-    struct arena_pending pending;
+    struct arena_pending pending = {
+        .handle = b->handle, .first = start >> a->chunk_shift, .count = (end - start) >> a->chunk_shift, .had = had};
     uint64_t newly = 0;
-    pending_begin(a, &pending, b->handle);
+    pending_begin(a, &pending);
     lock_drop(&a->lock);
     int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->tick,
                                 how->arg, &newly, error);
     lock_take(&a->lock);
     pending_end(a, &pending);
     *fresh = newly == end - start;
-    if (rc == 0) freelist_commit(&a->index, start >> a->chunk_shift, (end - start) >> a->chunk_shift, b->handle);
+    if (rc == 0) freelist_commit(&a->index, pending.first, pending.count, b->handle);
     return rc;
 }
 
@@ -206,7 +224,7 @@ static int commit_block(struct arena *a, const struct freelist_block *b, const s
 static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigned flags,
                         const struct commit_control *how, struct freelist_block *b, uint64_t *dirty,
                         struct arena_error *error) {
-    uint64_t want = granules_of(bytes), step = align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
+    uint64_t want = granules_of(bytes), step = step_of(align);
     struct freelist *f = &a->index;
     for (;;) {
         lock_take(&a->lock);
@@ -222,7 +240,7 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
             if (b->committed) return 0;
             uint64_t offset = b->offset, size = b->size, before = *dirty;
             bool fresh;
-            rc = commit_block(a, b, how, &fresh, error);
+            rc = commit_block(a, b, 0, how, &fresh, error);
             /* Somebody else's reset, or a fork of which this is the child, may have taken the block away meanwhile. */
             if (rc == 0 && freelist_get(f, b->handle, b) == 0) {
                 if (fresh) *dirty = 0;
@@ -256,6 +274,8 @@ int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_
     struct freelist_block b;
     struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
     uint64_t dirty;
+    if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW))
+        return arena_explain(error, -EINVAL, "flags", flags, UINT64_MAX);
     int rc = alloc_locked(a, bytes, align, flags, &how, &b, &dirty, error);
     if (rc) return rc;
     lock_drop(&a->lock);
@@ -281,9 +301,15 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             uint64_t virgin = a->virgin;
             bool fresh;
             note_use(a, &b);
-            if (!b.committed && (rc = commit_block(a, &b, &how, &fresh, error)) != 0)
+            if (!b.committed && (rc = commit_block(a, &b, old.size, &how, &fresh, error)) != 0) {
+                undo_use(a, b.offset, b.size, dirty_part(virgin, &b));
                 (void)freelist_resize(f, handle, old.size, 0, &b);
+            } else if (freelist_get(f, handle, &b) != 0) { /* freed meanwhile */
+                rc = arena_explain(error, -ECANCELED, "resize", bytes, UINT64_MAX);
+            }
+            bool unmap = last_one(a);
             lock_drop(&a->lock);
+            if (unmap) (void)reservation_fini(&a->reservation);
             describe(a, &b, out);
             out->dirty = dirty_part(virgin, &b);
             return rc;
@@ -311,7 +337,7 @@ static bool retention(struct arena *a, uint64_t now) {
     } else if (now >= a->window_end) {
         a->due = a->window_end ? beyond(a, bytes_of(a->low)) : 0;
         a->low = a->index.free_committed;
-        a->window_end = now + a->decay_ns;
+        a->window_end = a->decay_ns < UINT64_MAX - now ? now + a->decay_ns : UINT64_MAX;
     }
     return a->due >= chunk;
 }
@@ -357,6 +383,7 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
         rc = reservation_release_begin(&a->reservation, &op, span.first << a->chunk_shift,
                                        span.count << a->chunk_shift);
         if (rc) freelist_commit(&a->index, span.first, span.count, 0);
+        if (rc && rc != -EAGAIN) arena_explain(error, rc, "release", bytes, UINT64_MAX);
     }
     if (rc) {
         lock_drop(&a->lock);
@@ -365,6 +392,10 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
     uint64_t start = span.first << (a->chunk_shift - FREELIST_GRANULE_SHIFT);
     uint64_t end = (span.first + span.count) << (a->chunk_shift - FREELIST_GRANULE_SHIFT), virgin = a->virgin;
     if (a->virgin <= end && a->virgin > start) a->virgin = start;
+    /* It is not free any more, and not due. */
+    if (a->index.free_committed < a->low) a->low = a->index.free_committed;
+    uint64_t gone = span.count << a->chunk_shift;
+    a->due = a->due > gone ? a->due - gone : 0;
     lock_drop(&a->lock);
     rc = reservation_release_finish(&a->reservation, &op, freed, NULL, NULL, error);
     if (rc) { /* some of it is there still, and not zero */
@@ -377,6 +408,10 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
         }
         lock_drop(&a->lock);
     }
+    lock_take(&a->lock);
+    bool unmap = last_one(a);
+    lock_drop(&a->lock);
+    if (unmap) (void)reservation_fini(&a->reservation);
     return rc;
 }
 
@@ -384,7 +419,9 @@ int arena_collect(arena *a) {
     for (;;) {
         uint64_t freed, chunk = (uint64_t)1 << a->chunk_shift;
         lock_take(&a->lock);
-        if (a->decay_ns == 0) a->due = a->retain == UINT64_MAX ? 0 : beyond(a, bytes_of(a->index.free_committed));
+        /* Some of what was due may be in use again. */
+        uint64_t most = a->retain == UINT64_MAX ? 0 : beyond(a, bytes_of(a->index.free_committed));
+        if (a->decay_ns == 0 || a->due > most) a->due = most;
         uint64_t due = a->due;
         if (due < chunk) {
             lock_drop(&a->lock);
@@ -392,9 +429,6 @@ int arena_collect(arena *a) {
         }
         int rc = release_one(a, due, &freed, NULL);
         if (rc) return rc == -ENOENT || rc == -EAGAIN ? 0 : rc;
-        lock_take(&a->lock);
-        a->due = a->due > freed ? a->due - freed : 0;
-        lock_drop(&a->lock);
         if (freed == 0) return 0;
     }
 }
@@ -435,17 +469,24 @@ int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *err
 int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error) {
     struct freelist_block b;
     struct commit_control how = {.threads = threads, .tick = tick, .arg = arg};
+    struct arena_pending here = {0}; /* keeps close() out */
     uint64_t unused, size = bytes_of(a->index.layout.granules);
     lock_take(&a->lock);
     int rc = a->refuse;
     uint64_t before = bytes_of(a->index.free_committed), floor = a->floor;
+    if (rc == 0) pending_begin(a, &here);
     lock_drop(&a->lock);
     if (rc) return arena_explain(error, rc, "warm", bytes, UINT64_MAX);
     rc = reservation_repopulate(&a->reservation, 0, size, false, threads, tick, arg, error);
+    lock_take(&a->lock);
+    pending_end(a, &here);
+    bool unmap = last_one(a);
+    lock_drop(&a->lock);
+    if (unmap) (void)reservation_fini(&a->reservation);
     if (rc == 0) rc = alloc_locked(a, bytes, FREELIST_GRANULE, HOLD, &how, &b, &unused, error);
     if (rc) return rc;
     if (b.size) (void)freelist_free(&a->index, b.handle);
-    if (bytes > floor) a->floor = bytes;
+    if (bytes > a->floor) a->floor = bytes;
     lock_drop(&a->lock);
     rc = arena_index_warm(a, bytes / OS_PAGE + 4, &how);
     if (rc == 0) return 0;
@@ -459,6 +500,7 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void
 /* --- all the blocks ----------------------------------------------------------------------------------------------------- */
 
 static int reset(struct arena *a, bool pin) {
+    uint64_t now = a->decay_ns && a->retain != UINT64_MAX ? a->now_ns(a->now_arg) : 0;
     lock_take(&a->lock);
     if (a->pending) {
         lock_drop(&a->lock);
@@ -467,7 +509,7 @@ static int reset(struct arena *a, bool pin) {
     if (pin) a->pins += a->index.blocks;
     freelist_reset(&a->index);
     __atomic_fetch_add(&a->epoch, 1, __ATOMIC_RELEASE);
-    bool due = a->retain != UINT64_MAX && retention(a, a->decay_ns ? a->now_ns(a->now_arg) : 0);
+    bool due = a->retain != UINT64_MAX && retention(a, now);
     bool unmap = last_one(a);
     lock_drop(&a->lock);
     if (unmap)

@@ -59,12 +59,13 @@ static int grow_index(struct arena *a, uint64_t nodes, uint64_t leaves) {
     struct freelist *f = &a->index;
     lock_take(&a->lock);
     uint32_t had_nodes = f->nodes_ready, had_leaves = f->leaves_ready;
+    bool enough = f->nodes_free >= nodes && f->leaves_free >= leaves; /* others have been here, or have freed */
     nodes = f->nodes_free < nodes ? had_nodes + (nodes - f->nodes_free) + NODES_AT_ONCE : had_nodes;
     leaves = f->leaves_free < leaves ? had_leaves + (leaves - f->leaves_free) + LEAVES_AT_ONCE : had_leaves;
     lock_drop(&a->lock);
     if (nodes > f->layout.max_nodes) nodes = f->layout.max_nodes;
     if (leaves > f->layout.max_leaves) leaves = f->layout.max_leaves;
-    if (nodes <= had_nodes && leaves <= had_leaves) return -ENOMEM;
+    if (nodes <= had_nodes && leaves <= had_leaves) return enough ? 0 : -ENOMEM;
     int rc = table_populate(&a->nodes, had_nodes * sizeof(struct freelist_node),
                             (nodes - had_nodes) * sizeof(struct freelist_node));
     if (rc == 0)
@@ -122,7 +123,9 @@ int arena_index_create(struct arena *a, uint64_t size, struct arena_error *error
                                      .side = (void *)a->side.base,
                                      .chunk = (void *)a->chunks.base};
     struct freelist_layout plan = *layout;
-    freelist_init(&a->index, &plan, &tables, nodes, leaves, 0);
+    /* Arenas number their blocks far from each other, so that each knows the others' handles for foreign. */
+    uint32_t serial = (uint32_t)((uintptr_t)a / sizeof *a) * 2654435769u;
+    freelist_init(&a->index, &plan, &tables, nodes, leaves, serial);
     a->index.touched = a->touched;
     a->index.touched_shift = a->unit_shift;
     (void)bit_fill(a->touched, 0, (1u >> a->unit_shift) + 1, true);

@@ -10,6 +10,8 @@
 /* A block whose chunks are being committed: in the child of a fork nobody is left to finish it. */
 struct arena_pending {
     uint64_t handle;
+    uint64_t first, count; /* chunks */
+    uint64_t had;          /* granules before, of a block that grows; 0: it is new */
     pthread_t thread;
     struct arena_pending *next, *prev;
 };

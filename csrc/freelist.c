@@ -379,6 +379,7 @@ int freelist_hold(struct freelist *f, uint64_t size, struct freelist_block *out)
     }
     uint64_t above = chunk_above(f, at + size), first = chunk_next(f, chunk_below(f, at), above, false), last = first;
     for (uint64_t c = first; c < above; c = chunk_next(f, last, above, false)) last = chunk_next(f, c, above, true);
+    if (first >= above) return 0; /* the search among what is committed has missed it */
     uint64_t from = first << f->layout.chunk_shift, end = last << f->layout.chunk_shift;
     if (from < at) from = at;
     if (end > at + size) end = at + size;
@@ -520,8 +521,8 @@ int freelist_resize(struct freelist *f, uint64_t handle, uint64_t size, unsigned
     if (!id || size == 0) return -EINVAL;
     if (size > f->layout.granules) return -ENOSPC;
     freelist_settle(f);
-    if (f->nodes_free < 3) return -EAGAIN;
     struct freelist_node *n = node_at(f, id);
+    if (f->nodes_free < (size < size_of(n) ? 1 : 3)) return -EAGAIN;
     uint64_t had = size_of(n), end = n->offset + size;
     if (size < had) {
         join_pending(f, split_live(f, id, size)); /* by the bits, for either state */

@@ -126,7 +126,7 @@ enum { FREELIST_COMMITTED_ONLY = 1 };
 int freelist_plan(uint64_t granules, uint32_t chunk_shift, struct freelist_layout *out);
 
 /* One free, uncommitted range. The tables are zero where they can be touched. `serial` continues across resets, so old
- * handles stay stale; pass 0 the first time. Node 0 is never used. */
+ * handles stay stale; any number the first time. Node 0 is never used. */
 void freelist_init(struct freelist *f, const struct freelist_layout *layout, const struct freelist_tables *tables,
                    uint32_t nodes_ready, uint32_t leaves_ready, uint32_t serial);
 

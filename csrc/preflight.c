@@ -130,7 +130,7 @@ void preflight_read(uint64_t headroom, struct preflight_report *out) {
         snprintf(out->where, sizeof out->where, "/proc/meminfo MemAvailable");
     }
     cgroups(out);
-    uint64_t keep = headroom + SLACK;
+    uint64_t keep = headroom < UINT64_MAX - SLACK ? headroom + SLACK : UINT64_MAX;
     if (out->available != UINT64_MAX) out->available = out->available > keep ? out->available - keep : 0;
 }
 

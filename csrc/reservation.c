@@ -179,6 +179,9 @@ static void op_remove(struct reservation *r, struct reservation_op *op) {
     else
         r->ops = op->next;
     if (op->next) op->next->prev = op->prev;
+    for (struct reservation_op *o = r->ops; o; o = o->next) {
+        if (o->behind == op) o->behind = NULL;
+    }
 }
 
 /* Ends the operation and drops the lock. */
@@ -190,16 +193,35 @@ static void op_end(struct reservation *r, struct reservation_op *op) {
     if (wake) os_wake_all(&r->turn);
 }
 
-/* Waits, with the lock dropped meanwhile, until some operation ends or it is time to look for signals. */
-static int wait_turn(struct reservation *r, arena_tick tick, void *arg) {
+/* What this thread, in a tick of its own operations, waits for. */
+static void wait_behind(struct reservation *r, const struct reservation_op *other) {
+    for (struct reservation_op *op = r->ops; op; op = op->next) {
+        if (pthread_equal(op->thread, pthread_self())) op->behind = other;
+    }
+}
+
+/* Waits, with the lock dropped meanwhile, until some operation ends or it is time to look for signals; *asked: when that was
+ * last. -EDEADLK: it would wait for itself, at once or by way of others who wait in their ticks. */
+static int wait_for(struct reservation *r, const struct reservation_op *other, arena_tick tick, void *arg,
+                    uint64_t *asked) {
+    for (const struct reservation_op *op = other; op; op = op->behind) {
+        if (pthread_equal(op->thread, pthread_self())) return -EDEADLK;
+    }
+    wait_behind(r, other);
     uint32_t turn = __atomic_load_n(&r->turn, __ATOMIC_ACQUIRE);
     __atomic_fetch_add(&r->waiters, 1, __ATOMIC_RELAXED);
     lock_drop(&r->lock);
+    if (*asked == 0) *asked = os_now_ns();
     os_wait(&r->turn, turn, WAIT_NS);
     __atomic_fetch_sub(&r->waiters, 1, __ATOMIC_RELAXED);
+    uint64_t now = os_now_ns();
     int rc = 0;
-    if (tick && __atomic_load_n(&r->turn, __ATOMIC_ACQUIRE) == turn) rc = tick(arg, 0, 0);
+    if (tick && now - *asked >= WAIT_NS) {
+        *asked = now;
+        rc = tick(arg, 0, 0);
+    }
     lock_take(&r->lock);
+    wait_behind(r, NULL);
     return rc;
 }
 
@@ -273,23 +295,13 @@ static int give_back(struct reservation *r, uint64_t first, uint64_t end) {
     return rc;
 }
 
-/* What was absent when the operation began is given back; what was readable before is so again. */
-static void roll_back(struct reservation *r, const struct reservation_op *op, bool write) {
+/* What was absent when the operation began is given back. What was readable stays, though it takes memory now: somebody
+ * may have written there. */
+static void roll_back(struct reservation *r, const struct reservation_op *op) {
     for (uint64_t from = op->first; from < op->end;) {
         uint64_t start = bit_next(r->present, from, op->end, false);
         from = bit_next(r->present, start, op->end, true);
         if (from > start) (void)give_back(r, start, from);
-    }
-    for (uint64_t from = op->first; write && from < op->end;) {
-        uint64_t start = bit_next(r->present, from, op->end, true);
-        from = bit_next(r->present, start, op->end, false);
-        while (start < from) {
-            uint64_t read_only = bit_next(r->writable, start, from, false);
-            start = bit_next(r->writable, read_only, from, true);
-            if (start == read_only) continue;
-            (void)os_release(at_page(r, read_only), bytes_of(r, start - read_only));
-            (void)os_populate(at_page(r, read_only), bytes_of(r, start - read_only), false);
-        }
     }
 }
 
@@ -371,6 +383,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     if (offset > size || bytes > size - offset) return explain(error, -EINVAL, "range", offset, bytes);
     struct reservation_op op = {.first = offset >> r->page_shift, .end = (offset + bytes + page - 1) >> r->page_shift};
     const uint64_t *map = write ? r->writable : r->present;
+    uint64_t asked = 0;
     bool again;
 
     lock_take(&r->lock);
@@ -387,11 +400,10 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
             return 0;
         }
         if (!other) break;
-        bool own = pthread_equal(other->thread, pthread_self());
-        int rc = own ? -EDEADLK : wait_turn(r, tick, arg);
+        int rc = wait_for(r, other, tick, arg, &asked);
         if (rc) {
             lock_drop(&r->lock);
-            return explain(error, rc, own ? "re-entry" : "wait", offset, bytes);
+            return explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
         }
     }
     op_begin(r, &op);
@@ -407,7 +419,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     if (rc == 0) {
         rc = populate_pages(r, &op, map, again ? ALL : LACKING, &p, &step);
         /* First of all: in a cgroup without OOM killer every fault of this process hangs until memory is free again. */
-        if (rc) roll_back(r, &op, write);
+        if (rc) roll_back(r, &op);
         if (rc == -ENOMEM || rc == -EFAULT) preflight_read(r->preflight.headroom, &report);
     }
 
@@ -427,6 +439,7 @@ int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool
     uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1);
     if (offset > size || bytes > size - offset) return explain(error, -EINVAL, "range", offset, bytes);
     struct reservation_op op = {.first = offset >> r->page_shift, .end = (offset + bytes + page - 1) >> r->page_shift};
+    uint64_t asked = 0;
     lock_take(&r->lock);
     for (;;) {
         if (r->dropped || (!always && r->shared_epoch == r->private_epoch)) {
@@ -436,7 +449,7 @@ int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool
         }
         struct reservation_op *other = in_the_way(r, op.first, op.end, false);
         if (!other) break;
-        int rc = pthread_equal(other->thread, pthread_self()) ? -EDEADLK : wait_turn(r, tick, arg);
+        int rc = wait_for(r, other, tick, arg, &asked);
         if (rc) {
             lock_drop(&r->lock);
             return explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
@@ -534,12 +547,14 @@ int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, uint64_
     uint64_t start = (offset + page - 1) & ~(page - 1), end = (offset + bytes) & ~(page - 1);
     if (start >= end) return 0;
     struct reservation_op op;
+    uint64_t asked = 0;
     int rc;
     while ((rc = reservation_release_begin(r, &op, start, end - start)) == -EAGAIN) {
         lock_take(&r->lock);
-        rc = in_the_way(r, op.first, op.end, false) ? wait_turn(r, tick, arg) : 0;
+        const struct reservation_op *other = in_the_way(r, op.first, op.end, false);
+        rc = other ? wait_for(r, other, tick, arg, &asked) : 0;
         lock_drop(&r->lock);
-        if (rc) return explain(error, rc, "wait", offset, bytes);
+        if (rc) return explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
     }
     if (rc) return explain(error, rc, rc == -EDEADLK ? "re-entry" : rc == -EBUSY ? "view" : "fork", offset, bytes);
     return reservation_release_finish(r, &op, freed, tick, arg, error);
@@ -561,7 +576,7 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
         r->committed -= bit_fill(r->present, op->first, op->end, false);
         (void)bit_fill(r->writable, op->first, op->end, false);
     } else if (!r->dropped) {
-        roll_back(r, op, true);
+        roll_back(r, op);
     }
     op_remove(r, op);
 }

@@ -19,6 +19,7 @@ struct reservation_op {
     uint64_t first, end; /* pages */
     bool release;
     pthread_t thread;
+    const struct reservation_op *behind; /* its thread waits for that one, in a tick of this one */
     struct reservation_op *next, *prev;
 };
 

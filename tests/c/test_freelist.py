@@ -6,7 +6,6 @@ import errno
 import functools
 import itertools
 import random
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import cffi
 import pytest
+from c._build import CSRC, HERE, Failed, build, declarations, must, refused
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -25,8 +25,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parent.parent / "csrc"
 SOURCES = [CSRC / "freelist.c", CSRC / "freelist_stats.c"]
 COMMITTED_ONLY = 1
 ffi = cffi.FFI()
@@ -53,36 +51,15 @@ void untable(void *p, size_t n);
 """
 
 
-def declarations() -> str:
-    """The header as cffi can read it."""
-    header = (CSRC / "freelist.h").read_text(encoding="utf-8")
-    header = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
-    for name, value in {"FREELIST_PAGE_GRANULES": 64, "FREELIST_ROWS": 37, "FREELIST_BINS": 37 << 5}.items():
-        header = header.replace(f"[{name}]", f"[{value}]")
-    return "\n".join(line for line in header.splitlines() if not line.startswith("#"))
-
-
 @functools.cache
 def library(folder: Path) -> Any:
-    ffi.cdef(declarations() + EXTRA_DECLARED)
-    extra, target = folder / "extra.c", folder / "freelist.so"
-    extra.write_text(EXTRA, encoding="utf-8")
-    flags = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-shared", "-fPIC", f"-I{CSRC}"]
-    subprocess.run(["gcc", *flags, *map(str, SOURCES), str(extra), "-o", str(target)], check=True)
-    return ffi.dlopen(str(target))
+    sizes = {"FREELIST_PAGE_GRANULES": 64, "FREELIST_ROWS": 37, "FREELIST_BINS": 37 << 5}
+    return build(ffi, folder / "freelist.so", SOURCES, EXTRA, declarations("freelist.h", sizes) + EXTRA_DECLARED)
 
 
 @pytest.fixture(scope="session")
 def lib(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return library(tmp_path_factory.getbasetemp())
-
-
-class Failed(Exception):
-    """What a function answered instead of 0."""
-
-    def __init__(self, rc: int) -> None:
-        super().__init__(errno.errorcode.get(-rc, str(rc)))
-        self.errno = -rc
 
 
 class Index:
@@ -91,7 +68,7 @@ class Index:
     def __init__(self, lib: Any, granules: int, chunk_shift: int, *, nodes: int = 0, leaves: int = 0) -> None:
         self.lib, self.granules, self.shift = lib, granules, chunk_shift
         self.layout = ffi.new("struct freelist_layout *")
-        self.must(lib.freelist_plan(granules, chunk_shift, self.layout))
+        must(lib.freelist_plan(granules, chunk_shift, self.layout))
         plan = self.layout
         sizes = [plan.node_bytes, plan.leaf_bytes, plan.map_bytes, plan.side_bytes, plan.chunk_bytes]
         self.tables_at = [(lib.table(n), n) for n in sizes]
@@ -105,31 +82,26 @@ class Index:
         for at, n in self.tables_at:
             self.lib.untable(at, n)
 
-    @staticmethod
-    def must(rc: int) -> None:
-        if rc:
-            raise Failed(rc)
-
     def answer(self) -> tuple[int, int, int, bool]:
         return self.block.handle, self.block.offset, self.block.size, self.block.committed
 
     def alloc(self, size: int, align: int = 1, flags: int = 0) -> tuple[int, int, int, bool]:
-        self.must(self.lib.freelist_alloc(self.f, size, align, flags, self.block))
+        must(self.lib.freelist_alloc(self.f, size, align, flags, self.block))
         return self.answer()
 
     def free(self, handle: int) -> None:
-        self.must(self.lib.freelist_free(self.f, handle))
+        must(self.lib.freelist_free(self.f, handle))
 
     def get(self, handle: int) -> tuple[int, int, int, bool]:
-        self.must(self.lib.freelist_get(self.f, handle, self.block))
+        must(self.lib.freelist_get(self.f, handle, self.block))
         return self.answer()
 
     def find(self, offset: int) -> tuple[int, int, int, bool]:
-        self.must(self.lib.freelist_find(self.f, offset, self.block))
+        must(self.lib.freelist_find(self.f, offset, self.block))
         return self.answer()
 
     def resize(self, handle: int, size: int, flags: int = 0) -> tuple[int, int, int, bool]:
-        self.must(self.lib.freelist_resize(self.f, handle, size, flags, self.block))
+        must(self.lib.freelist_resize(self.f, handle, size, flags, self.block))
         return self.answer()
 
     def commit(self, first: int, count: int, near: int = 0) -> None:
@@ -140,7 +112,7 @@ class Index:
 
     def pick(self, most: int = 1 << 40) -> tuple[int, int]:
         span = ffi.new("struct freelist_span *")
-        self.must(self.lib.freelist_pick(self.f, most, span))
+        must(self.lib.freelist_pick(self.f, most, span))
         return span.first, span.count
 
     def scan(self, most: int = 64) -> list[tuple[int, int]]:
@@ -178,12 +150,6 @@ def make(lib: Any) -> Iterator[Any]:
     yield new
     for index in made:
         index.close()
-
-
-def refused(code: int, function: Any, *args: Any) -> None:
-    with pytest.raises(Failed) as info:
-        function(*args)
-    assert info.value.errno == code, str(info.value)
 
 
 def attempt(function: Any, *args: Any) -> tuple[Any, int]:
