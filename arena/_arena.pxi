@@ -86,56 +86,11 @@ cdef class Arena:
         epoch = arena_load64(self.epoch_at)
         rc = arena_try(self.c, n, step, &b)
         if rc:
-            return self.slow_alloc(n, step, zero, grow)
-        block = self.wrap(&b, n, epoch)
+            return slow_alloc(self, n, step, zero, grow)
+        block = wrap(self, &b, n, epoch)
         if zero and b.dirty:
-            self.clear(block, b.dirty)
+            clear(block, b.dirty)
         return block
-
-    cdef clear(self, Block block, uint64_t nbytes):
-        # Under an export: after a reset this would be another's memory.
-        if not exports_take(&self.exports):
-            raise BufferError("the arena is being reset or closed")
-        if block.epoch == arena_load64(self.epoch_at):
-            if nbytes >= 65536:
-                with nogil:
-                    arena_zero(block.ptr, nbytes)
-            else:
-                arena_zero(block.ptr, nbytes)
-        exports_drop(&self.exports)
-
-    cdef Block wrap(self, arena_block *b, uint64_t nbytes, uint64_t epoch):
-        cdef Block block = Block.__new__(Block)
-        block._arena = self
-        block.handle = b.handle
-        block.ptr = <char *>b.address
-        block.size = nbytes
-        block.epoch = epoch
-        return block
-
-    cdef Block slow_alloc(self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
-        cdef arena_block b
-        cdef arena_error e
-        cdef uint64_t epoch = arena_load64(self.epoch_at)
-        cdef unsigned flags = 0 if grow else ARENA_NO_GROW
-        cdef int rc
-        if nbytes > self._size:
-            e.op, e.offset, e.requested, e.err = b"alloc", 0, nbytes, ENOSPC
-            stats = self.stats()
-            e.committed, e.available = stats.committed, stats.largest_free
-            raise as_exception(-ENOSPC, &e, True)
-        with nogil:
-            rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>ticker, &b, &e)
-        if rc == 0:
-            block = self.wrap(&b, nbytes, epoch)
-            ticker.finish(rc, 0)
-            if zero and b.dirty:
-                self.clear(block, b.dirty)
-            return block
-        ticker.finish(rc, 0)
-        raise as_exception(rc, &e, grow)
 
     def empty(self, shape, dtype=float, order="C", *, align=64):
         """A new NumPy array, uninitialised. It owns its block, which is freed with the last view of it.

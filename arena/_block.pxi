@@ -10,6 +10,13 @@ cdef class Block:
     It keeps its arena mapped. While a buffer of it is exported it cannot be freed. One thing no library can see:
     np.ndarray(buffer=block) keeps the block but no export, so after an explicit free() it reads reused memory.
     """
+    cdef Arena _arena
+    cdef uint64_t handle
+    cdef char *ptr
+    cdef Py_ssize_t size
+    cdef uint64_t exports
+    cdef uint64_t epoch
+
     def __dealloc__(self):
         cdef c_bool due = False
         if self._arena is None:
@@ -130,6 +137,57 @@ cdef class Block:
         if self.freed:
             return "<arena.Block freed>"
         return f"<arena.Block of {self.size} bytes at offset {self.offset}>"
+
+
+# --- how they are made
+
+cdef clear(Block block, uint64_t nbytes):
+    cdef Arena self = block._arena
+    # Under an export: after a reset this would be another's memory.
+    if not exports_take(&self.exports):
+        raise BufferError("the arena is being reset or closed")
+    if block.epoch == arena_load64(self.epoch_at):
+        if nbytes >= 65536:
+            with nogil:
+                arena_zero(block.ptr, nbytes)
+        else:
+            arena_zero(block.ptr, nbytes)
+    exports_drop(&self.exports)
+
+
+cdef Block wrap(Arena self, arena_block *b, uint64_t nbytes, uint64_t epoch):
+    cdef Block block = Block.__new__(Block)
+    block._arena = self
+    block.handle = b.handle
+    block.ptr = <char *>b.address
+    block.size = nbytes
+    block.epoch = epoch
+    return block
+
+
+cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
+    cdef Ticker ticker = Ticker(None)
+    cdef arena_tick function = ticker.function()
+    cdef arena_block b
+    cdef arena_error e
+    cdef uint64_t epoch = arena_load64(self.epoch_at)
+    cdef unsigned flags = 0 if grow else ARENA_NO_GROW
+    cdef int rc
+    if nbytes > self._size:
+        e.op, e.offset, e.requested, e.err = b"alloc", 0, nbytes, ENOSPC
+        stats = self.stats()
+        e.committed, e.available = stats.committed, stats.largest_free
+        raise as_exception(-ENOSPC, &e, True)
+    with nogil:
+        rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>ticker, &b, &e)
+    if rc == 0:
+        block = wrap(self, &b, nbytes, epoch)
+        ticker.finish(rc, 0)
+        if zero and b.dirty:
+            clear(block, b.dirty)
+        return block
+    ticker.finish(rc, 0)
+    raise as_exception(rc, &e, grow)
 
 
 cdef extern from *:

@@ -24,35 +24,14 @@ cdef extern from "arena.h" nogil:
         uint64_t dirty
 
 
-cdef class Reservation:
-    cdef reservation_handle *c
-    cdef uint64_t _size, _page, _address
-    cdef uint64_t exports
-    cdef reservation_handle *open(self) except NULL
-    cdef enter(self)
-    cdef Py_ssize_t copy(self, buffer, offset, bint into) except -1
-    cdef range_of(self, nbytes, offset, uint64_t *start, uint64_t *length)
-
-
-cdef class Arena:
+# A later version may add fields at the end: what was compiled against this one goes on working with it.
+cdef public class Arena [object ArenaArenaObject, type ArenaArenaType, check_size ignore]:
     cdef arena_handle *c
     cdef uint64_t exports
     cdef uint64_t *epoch_at
     cdef bint is_closed
     cdef uint64_t _size, _page, _address
     cdef object __weakref__
-    cdef Block slow_alloc(self, uint64_t nbytes, uint64_t align, bint zero, bint grow)
-    cdef Block wrap(self, arena_block *b, uint64_t nbytes, uint64_t epoch)
-    cdef clear(self, Block block, uint64_t nbytes)
-
-
-cdef class Block:
-    cdef Arena _arena
-    cdef uint64_t handle
-    cdef char *ptr
-    cdef Py_ssize_t size
-    cdef uint64_t exports
-    cdef uint64_t epoch
 
 
 # For other Cython modules, without the GIL: memory of a Python Arena's arena. A block that was had this way keeps

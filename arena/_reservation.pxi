@@ -44,6 +44,10 @@ cdef class Reservation:
     Raises ReserveError (an OSError and a MemoryError) when address space cannot be had, ValueError or TypeError for
     nonsense.
     """
+    cdef reservation_handle *c
+    cdef uint64_t _size, _page, _address
+    cdef uint64_t exports
+
     def __cinit__(self, size, *, pages="auto", fork="copy", dump=False, name=None):
         cdef reservation_config config
         cdef reservation_stats stats

@@ -646,9 +646,8 @@ class Pages(RuleBasedStateMachine):
         self.is_for = [0] * self.N
         self.data = [0] * self.N
         self.bad: set[int] = set()
-        self.tried: set[int] = (
-            set()
-        )  # committed for reading, and maybe not the zero page since a commit for writing failed
+        # Committed for reading; since a commit for writing failed maybe not the zero page.
+        self.tried: set[int] = set()
 
     @rule(a=places, b=places, write=st.booleans())
     def commit(self, a: int, b: int, write: bool) -> None:
