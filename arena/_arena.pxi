@@ -143,13 +143,13 @@ cdef class Arena:
         cdef int rc
         if self.is_closed:
             raise ValueError("the arena is closed")
-        if not exports_close(&self.exports):
+        if not exports_hold(&self.exports):
             raise BufferError("a view of a block is exported: drop it before reset()")
         try:
             with nogil:
                 rc = arena_reset_pinned(self.c)
         finally:
-            exports_reopen(&self.exports)
+            exports_unhold(&self.exports)
         if rc:
             raise BufferError("a block is being committed by another thread (or further up the stack): reset() later")
 
@@ -160,13 +160,13 @@ cdef class Arena:
         cdef int rc
         if self.is_closed:
             return
-        if not exports_close(&self.exports):
+        if not exports_hold(&self.exports):
             raise BufferError("a view of a block is exported: drop it before close()")
         try:
             with nogil:
                 rc = arena_close(self.c)
         finally:
-            exports_reopen(&self.exports)
+            exports_unhold(&self.exports)
         if rc:
             raise BufferError("another thread is committing or releasing memory of this arena: close it later")
         self.is_closed = True
@@ -191,7 +191,8 @@ cdef class Arena:
         )
 
     def blocks(self):
-        """(offset, nbytes) of every block in address order, nbytes rounded up to 64: a snapshot."""
+        """(offset, nbytes) of every block in address order, nbytes rounded up to 64: a snapshot, in which blocks that
+        other threads make or free meanwhile may be or not."""
         cdef uint64_t cursor = 0
         cdef arena_block some[256]
         cdef size_t i, n

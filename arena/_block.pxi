@@ -33,7 +33,7 @@ cdef class Block:
             raise BufferError("the arena is being reset or closed")
         if not exports_take(&self.exports):
             exports_drop(&self._arena.exports)
-            raise BufferError("the block was freed")
+            raise BufferError("the block was freed" if exports_closed(&self.exports) else "the block is being resized")
         if self.epoch != arena_load64(self._arena.epoch_at):
             exports_drop(&self.exports)
             exports_drop(&self._arena.exports)
@@ -51,7 +51,7 @@ cdef class Block:
         if not exports_close(&self.exports):
             if exports_closed(&self.exports):
                 raise ValueError("the block was freed before")
-            raise BufferError("a view of the block is exported: drop it before free()")
+            raise BufferError("a view of the block is exported (or it is being resized): drop it before free()")
         if arena_give_pinned(c, self.handle, &due) != 0:
             raise ValueError("the block was freed before (its arena was reset)")
         if due:
@@ -68,7 +68,7 @@ cdef class Block:
         cdef arena_block b
         cdef arena_error e
         cdef int rc
-        if not exports_close(&self.exports):
+        if not exports_hold(&self.exports):
             if exports_closed(&self.exports):
                 raise ValueError("the block was freed before")
             raise BufferError("a view of the block is exported: drop it before resize()")
@@ -78,7 +78,7 @@ cdef class Block:
             if rc == 0:
                 self.size = n
         finally:
-            exports_reopen(&self.exports)
+            exports_unhold(&self.exports)
         ticker.finish(rc, 0)
         if rc == -ENOSPC:
             raise _errors.full_error(

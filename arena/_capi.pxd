@@ -101,7 +101,8 @@ cdef extern from "exports.h" nogil:
     void exports_drop(uint64_t *)
     bint exports_close(uint64_t *)
     bint exports_closed(const uint64_t *)
-    void exports_reopen(uint64_t *)
+    bint exports_hold(uint64_t *)
+    void exports_unhold(uint64_t *)
 
 
 cdef extern from *:

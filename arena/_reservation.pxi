@@ -206,6 +206,7 @@ cdef class Reservation:
 
     cdef Py_ssize_t copy(self, buffer, offset, bint into) except -1:
         cdef Py_buffer view
+        cdef arena_error e
         cdef uint64_t start, length
         cdef int rc
         self.enter()
@@ -219,6 +220,13 @@ cdef class Reservation:
                 PyBuffer_Release(&view)
         finally:
             exports_drop(&self.exports)
+        if rc == -EBUSY:
+            raise BufferError("this range is being released")
+        if rc == -ENODATA:
+            raise ValueError(f"not all of the {length} bytes at offset {start} are committed: commit them first")
+        if rc == -ENOTCONN:
+            e.op = NULL
+            raise as_exception(rc, &e)
         if rc == -EPERM:
             raise PermissionError(
                 _errno.EPERM, "process_vm_readv/writev is forbidden here (seccomp; docker: --cap-add SYS_PTRACE)"
@@ -230,14 +238,15 @@ cdef class Reservation:
     def read_into(self, buffer, *, offset=0):
         """Copy from the reservation into a writable buffer, through the kernel (process_vm_readv(2)). The bytes copied.
 
-        OSError (EFAULT) where a load would end in a signal. PermissionError where seccomp forbids the call.
+        ValueError where it is not committed, OSError (EFAULT) where a load would end in a signal, PermissionError where
+        seccomp forbids the call.
         """
         return self.copy(buffer, offset, False)
 
     def write_from(self, buffer, *, offset=0):
         """Copy from a buffer into the reservation, through the kernel (process_vm_writev(2)). The bytes copied.
 
-        Errors as read_into().
+        Errors as for read_into().
         """
         return self.copy(buffer, offset, True)
 

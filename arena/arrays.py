@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["empty", "full"]
 
 
-@functools.cache
 def _numpy() -> Any:
     try:
         import numpy  # noqa: ICN001  (the module itself is what is returned)

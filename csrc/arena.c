@@ -197,22 +197,27 @@ static void pending_end(struct arena *a, struct arena_pending *p) {
     if (p->next) p->next->prev = p->prev;
 }
 
-/* Commits the chunks of a block that is in the index already, and had so many granules before if it grows. *fresh: all of
- * them were absent. Takes the lock at the end, and returns with it held. */
+/* What the memory of a block turned out to be. */
+enum was { ABSENT, AS_KNOWN, STALE };
+
+/* Commits the chunks of a block that is in the index already, and had so many granules before if it grows. *was: ABSENT,
+ * all of them; STALE, the index took for absent what was there (another has committed it, or a release has failed). Takes
+ * the lock at the end, and returns with it held. */
 static int commit_block(struct arena *a, const struct freelist_block *b, uint64_t had, const struct commit_control *how,
-                        bool *fresh, struct arena_error *error) {
+                        enum was *was, struct arena_error *error) {
     uint64_t mask = ((uint64_t)1 << a->chunk_shift) - 1;
     uint64_t start = bytes_of(b->offset) & ~mask, end = (bytes_of(b->offset + b->size) + mask) & ~mask;
     struct arena_pending pending = {
         .handle = b->handle, .first = start >> a->chunk_shift, .count = (end - start) >> a->chunk_shift, .had = had};
-    uint64_t newly = 0;
+    uint64_t newly = 0, granules = granules_of(end - start);
+    uint64_t lacking = bytes_of(granules - freelist_committed_in(&a->index, granules_of(start), granules));
     pending_begin(a, &pending);
     lock_drop(&a->lock);
     int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->tick,
                                 how->arg, &newly, error);
     lock_take(&a->lock);
     pending_end(a, &pending);
-    *fresh = newly == end - start;
+    *was = newly == end - start ? ABSENT : newly == lacking ? AS_KNOWN : STALE;
     if (rc == 0) freelist_commit(&a->index, pending.first, pending.count, b->handle);
     return rc;
 }
@@ -239,11 +244,12 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
             *dirty = dirty_part(virgin, b);
             if (b->committed) return 0;
             uint64_t offset = b->offset, size = b->size, before = *dirty;
-            bool fresh;
-            rc = commit_block(a, b, 0, how, &fresh, error);
+            enum was was;
+            rc = commit_block(a, b, 0, how, &was, error);
             /* Somebody else's reset, or a fork of which this is the child, may have taken the block away meanwhile. */
             if (rc == 0 && freelist_get(f, b->handle, b) == 0) {
-                if (fresh) *dirty = 0;
+                if (was == ABSENT) *dirty = 0;
+                if (was == STALE) *dirty = bytes_of(size);
                 return 0;
             }
             (void)freelist_free(f, b->handle);
@@ -299,9 +305,9 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
         if (rc == 0) rc = freelist_resize(f, handle, granules_of(bytes), 0, &b);
         if (rc == 0) {
             uint64_t virgin = a->virgin;
-            bool fresh;
+            enum was was = AS_KNOWN;
             note_use(a, &b);
-            if (!b.committed && (rc = commit_block(a, &b, old.size, &how, &fresh, error)) != 0) {
+            if (!b.committed && (rc = commit_block(a, &b, old.size, &how, &was, error)) != 0) {
                 undo_use(a, b.offset, b.size, dirty_part(virgin, &b));
                 (void)freelist_resize(f, handle, old.size, 0, &b);
             } else if (freelist_get(f, handle, &b) != 0) { /* freed meanwhile */
@@ -311,7 +317,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             lock_drop(&a->lock);
             if (unmap) (void)reservation_fini(&a->reservation);
             describe(a, &b, out);
-            out->dirty = dirty_part(virgin, &b);
+            if (was != STALE) out->dirty = dirty_part(virgin, &b);
             return rc;
         }
         lock_drop(&a->lock);
@@ -392,6 +398,7 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
     uint64_t start = span.first << (a->chunk_shift - FREELIST_GRANULE_SHIFT);
     uint64_t end = (span.first + span.count) << (a->chunk_shift - FREELIST_GRANULE_SHIFT), virgin = a->virgin;
     if (a->virgin <= end && a->virgin > start) a->virgin = start;
+    if (a->index.committed_granules == 0 && a->index.blocks == 0) a->virgin = 0;
     /* It is not free any more, and not due. */
     if (a->index.free_committed < a->low) a->low = a->index.free_committed;
     uint64_t gone = span.count << a->chunk_shift;
@@ -458,6 +465,8 @@ static int trim(struct arena *a, uint64_t keep, uint64_t *freed, struct arena_er
 }
 
 int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error) {
+    uint64_t unused;
+    if (!freed) freed = &unused;
     lock_take(&a->lock);
     a->floor = 0;
     lock_drop(&a->lock);

@@ -62,8 +62,8 @@ void reservation_get(reservation *r, struct reservation_stats *out);
 
 /* Makes [offset, offset + bytes), rounded outward to pages, present: for writing, or for reading only. Bytes that this
  * call made present go to *newly. threads 0: as many as pay. When it fails, what it had made present is released again.
- * -ENOMEM/-EFAULT/-EHWPOISON: no memory. -EDEADLK: called from the tick of a commit of the same range. What tick
- * returned. -EINVAL: not in the reservation. -ENOTCONN: dropped at fork. */
+ * -ENOMEM/-EFAULT/-EHWPOISON: no memory. -EDEADLK: called from the tick of a commit of the same range, or of one whose
+ * caller's tick waits for this thread's. What tick returned. -EINVAL: not in the reservation. -ENOTCONN: dropped at fork. */
 int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
                        void *arg, uint64_t *newly, struct arena_error *error);
 /* Gives [offset, offset + bytes), rounded inward to pages, back; what was committed of it goes to *freed. */
@@ -77,7 +77,8 @@ bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, b
 int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_tick tick, void *arg,
                        struct arena_error *error);
 /* Copies out of or into the range through the kernel (process_vm_readv, process_vm_writev): an error where a load or store
- * would be a signal. -EPERM: seccomp forbids it, as containers may. */
+ * would be a signal. -ENODATA: not all of it is committed (for writing, to copy into it). -EBUSY: it is being released.
+ * -EPERM: seccomp forbids it, as containers may. */
 int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation);
 
 /* --- arena: blocks in a reservation ------------------------------------------------------------------------------------ */
@@ -116,10 +117,11 @@ int arena_close(arena *a);
 /* Frees everything, blocks or not. -EBUSY as arena_close. */
 int arena_destroy(arena *a);
 
-/* From committed memory only, with index work only: no system call, no fault. -ENOSPC or -EAGAIN: arena_alloc may do it. */
+/* From committed memory only, with index work only: no system call, no fault. -ENOSPC or -EAGAIN: arena_alloc may do it.
+ * -EINVAL: bytes is 0, or align no power of two up to the chunk. -ESHUTDOWN: closed. -ENOTCONN: dropped at fork. */
 int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out);
-/* Commits what is missing. -ENOSPC: no free range that large (error->available: the largest). -ESHUTDOWN: closed. Else as
- * reservation_commit, and the range is free again. */
+/* Commits what is missing. -ENOSPC: no free range that large (error->available: the largest). -ECANCELED: a fork's child lost
+ * the block to the fork. Else as arena_try and reservation_commit, and the range is free again. */
 int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_tick tick, void *arg,
                 struct arena_block *out, struct arena_error *error);
 
@@ -128,7 +130,7 @@ int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_
 int arena_give(arena *a, uint64_t handle, bool *due);
 int arena_collect(arena *a);
 int arena_free(arena *a, uint64_t handle);
-/* In place, or -ENOSPC. */
+/* In place, or -ENOSPC. -ECANCELED: freed meanwhile. Else as arena_alloc, and the block is as it was. */
 int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, void *arg, struct arena_block *out,
                  struct arena_error *error);
 /* The block that begins at this address, in O(1). -ENOENT. */
@@ -139,7 +141,7 @@ int arena_find(arena *a, const void *address, struct arena_block *out);
 int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error);
 /* Releases free committed chunks until at most `keep` bytes and a chunk of free memory are left; bytes to *freed. */
 int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error);
-/* Every block is freed; handles are stale. The caller sees to it that nobody uses them. */
+/* Every block is freed; handles are stale. The caller sees to it that nobody uses them. -EBUSY: one is being committed. */
 int arena_reset(arena *a);
 
 void arena_get(arena *a, struct arena_stats *out);

@@ -124,7 +124,7 @@ int arena_index_create(struct arena *a, uint64_t size, struct arena_error *error
                                      .chunk = (void *)a->chunks.base};
     struct freelist_layout plan = *layout;
     /* Arenas number their blocks far from each other, so that each knows the others' handles for foreign. */
-    uint32_t serial = (uint32_t)((uintptr_t)a / sizeof *a) * 2654435769u;
+    uint32_t serial = (uint32_t)(os_now_ns() ^ (uintptr_t)a) * 2654435769u;
     freelist_init(&a->index, &plan, &tables, nodes, leaves, serial);
     a->index.touched = a->touched;
     a->index.touched_shift = a->unit_shift;

@@ -18,6 +18,7 @@ static struct {
     uint32_t next;     /* atomic: which huge page of the calibration comes next */
     uint64_t best[2];  /* atomic: the shortest time for a huge page, [0] whole [1] tail first */
     uint32_t helpers;  /* atomic: threads of ours that run now */
+    uint32_t forks;    /* atomic: the forks this process is the child of, when `helpers` was last known */
 } shared = {.best = {UINT64_MAX, UINT64_MAX}};
 
 struct work {
@@ -135,6 +136,9 @@ int populate_range(struct populate *p, char *base, uint64_t bytes) {
     unsigned helpers = 0, want = threads_for(p, bytes) - 1;
     uint32_t forks = __atomic_load_n(p->fork_count, __ATOMIC_RELAXED);
 
+    /* The helpers of a parent stayed with it. */
+    if (__atomic_exchange_n(&shared.forks, forks, __ATOMIC_RELAXED) != forks)
+        __atomic_store_n(&shared.helpers, 0, __ATOMIC_RELAXED);
     /* Counted first, so that none of the helpers is taken for somebody else's thread. */
     __atomic_fetch_add(&shared.helpers, want, __ATOMIC_RELAXED);
     while (helpers < want && os_thread(&helper[helpers], help, &w) == 0) helpers++; /* fewer are fine */
@@ -149,12 +153,10 @@ int populate_range(struct populate *p, char *base, uint64_t bytes) {
         if (rc) fail(&w, rc);
         asked = os_now_ns();
     }
-    if (!forked || !helpers) {
+    if (!forked) {
         /* A step is short, so this waits for milliseconds; the helpers never wait for the GIL or a lock. */
         for (unsigned i = 0; i < helpers; i++) pthread_join(helper[i], NULL);
         __atomic_fetch_sub(&shared.helpers, want, __ATOMIC_RELAXED);
-    } else {
-        __atomic_store_n(&shared.helpers, 0, __ATOMIC_RELAXED);
     }
     p->done += __atomic_load_n(&w.done, __ATOMIC_RELAXED);
     return w.failed;

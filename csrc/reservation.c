@@ -22,6 +22,15 @@ static int explain(struct arena_error *e, int rc, const char *op, uint64_t offse
 static uint64_t bytes_of(const struct reservation *r, uint64_t pages) { return pages << r->page_shift; }
 static char *at_page(const struct reservation *r, uint64_t page) { return r->base + bytes_of(r, page); }
 
+/* The pages of a range, rounded outward. false: it is not in the reservation. */
+static bool pages_of(const struct reservation *r, uint64_t offset, uint64_t bytes, uint64_t *first, uint64_t *end) {
+    uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1);
+    if (offset > size || bytes > size - offset) return false;
+    *first = offset >> r->page_shift;
+    *end = bytes ? (offset + bytes + page - 1) >> r->page_shift : *first;
+    return true;
+}
+
 /* --- creation --------------------------------------------------------------------------------------------------------- */
 
 /* Advice that has to be there before the first page, and again after a range was mapped anew. */
@@ -239,25 +248,25 @@ static bool all_committed(const struct reservation *r, uint64_t first, uint64_t 
     return !r->dropped && covers(write ? r->writable : r->present, first, end);
 }
 
+static bool being_released(const struct reservation *r, uint64_t first, uint64_t end) {
+    return in_the_way(r, first, end, true) != NULL;
+}
+
 bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, bool write) {
-    uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1);
-    if (offset > size || bytes > size - offset) return false;
+    uint64_t first, end;
+    if (!pages_of(r, offset, bytes, &first, &end)) return false;
     lock_take(&r->lock);
-    bool yes = all_committed(r, offset >> r->page_shift, (offset + bytes + page - 1) >> r->page_shift, write);
+    bool yes = all_committed(r, first, end, write) && !being_released(r, first, end);
     lock_drop(&r->lock);
     return yes;
 }
 
-int reservation_look(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write) {
-    uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1);
-    if (offset > size || bytes > size - offset) return -EINVAL;
-    *v = (struct reservation_view){.first = offset >> r->page_shift,
-                                   .end = (offset + bytes + page - 1) >> r->page_shift};
+static int look(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write,
+                bool passing) {
+    *v = (struct reservation_view){.passing = passing, .thread = pthread_self()};
+    if (!pages_of(r, offset, bytes, &v->first, &v->end)) return -EINVAL;
     lock_take(&r->lock);
-    int rc = all_committed(r, v->first, v->end, write) ? 0 : -ENODATA;
-    for (struct reservation_op *op = r->ops; op; op = op->next) {
-        if (op->release && op->first < v->end && v->first < op->end) rc = -EBUSY;
-    }
+    int rc = being_released(r, v->first, v->end) ? -EBUSY : all_committed(r, v->first, v->end, write) ? 0 : -ENODATA;
     if (rc == 0) {
         v->next = r->views;
         if (r->views) r->views->prev = v;
@@ -267,13 +276,21 @@ int reservation_look(struct reservation *r, struct reservation_view *v, uint64_t
     return rc;
 }
 
-void reservation_look_away(struct reservation *r, struct reservation_view *v) {
-    lock_take(&r->lock);
+int reservation_look(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write) {
+    return look(r, v, offset, bytes, write, false);
+}
+
+static void forget_view(struct reservation *r, struct reservation_view *v) {
     if (v->prev)
         v->prev->next = v->next;
     else
         r->views = v->next;
     if (v->next) v->next->prev = v->prev;
+}
+
+void reservation_look_away(struct reservation *r, struct reservation_view *v) {
+    lock_take(&r->lock);
+    forget_view(r, v);
     lock_drop(&r->lock);
 }
 
@@ -346,9 +363,7 @@ static void finish_commit(struct reservation *r, struct reservation_op *op, bool
     r->committed += added;
     if (r->committed > r->peak) r->peak = r->committed;
     /* After a fork pages are private again only once everything committed was populated in one go. */
-    if (again && bit_next(r->present, 0, op->first, true) == op->first &&
-        (op->end >= r->top || bit_next(r->present, op->end, r->top, true) == r->top))
-        r->private_epoch = epoch;
+    if (again && r->committed == op->end - op->first) r->private_epoch = epoch;
     if (op->end > r->top) r->top = op->end;
     *newly = bytes_of(r, added);
 }
@@ -377,11 +392,11 @@ int reservation_preflight(struct reservation *r, uint64_t offset, uint64_t bytes
 
 int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
                        void *arg, uint64_t *newly, struct arena_error *error) {
-    uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1), none;
+    uint64_t none;
     if (!newly) newly = &none;
     *newly = 0;
-    if (offset > size || bytes > size - offset) return explain(error, -EINVAL, "range", offset, bytes);
-    struct reservation_op op = {.first = offset >> r->page_shift, .end = (offset + bytes + page - 1) >> r->page_shift};
+    struct reservation_op op = {0};
+    if (!pages_of(r, offset, bytes, &op.first, &op.end)) return explain(error, -EINVAL, "range", offset, bytes);
     const uint64_t *map = write ? r->writable : r->present;
     uint64_t asked = 0;
     bool again;
@@ -436,9 +451,8 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
 
 int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool always, unsigned threads,
                            arena_tick tick, void *arg, struct arena_error *error) {
-    uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1);
-    if (offset > size || bytes > size - offset) return explain(error, -EINVAL, "range", offset, bytes);
-    struct reservation_op op = {.first = offset >> r->page_shift, .end = (offset + bytes + page - 1) >> r->page_shift};
+    struct reservation_op op = {0};
+    if (!pages_of(r, offset, bytes, &op.first, &op.end)) return explain(error, -EINVAL, "range", offset, bytes);
     uint64_t asked = 0;
     lock_take(&r->lock);
     for (;;) {
@@ -475,10 +489,12 @@ int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_ti
 }
 
 int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation) {
-    uint64_t size = bytes_of(r, r->pages);
-    if (offset > size || bytes > size - offset) return -EINVAL;
-    if (r->foreign) return -ENOTCONN;
-    return os_copy(r->base + offset, buffer, bytes, into_reservation);
+    struct reservation_view here;
+    int rc = look(r, &here, offset, bytes, into_reservation, true);
+    if (rc) return r->dropped ? -ENOTCONN : rc;
+    rc = os_copy(r->base + offset, buffer, bytes, into_reservation);
+    reservation_look_away(r, &here);
+    return rc;
 }
 
 /* --- release ---------------------------------------------------------------------------------------------------------- */
@@ -594,5 +610,9 @@ void reservation_after_fork_child(struct reservation *r) {
     for (struct reservation_op *op = r->ops, *next; op; op = next) {
         next = op->next;
         if (!pthread_equal(op->thread, pthread_self())) abandon(r, op);
+    }
+    for (struct reservation_view *v = r->views, *next; v; v = next) {
+        next = v->next;
+        if (v->passing && !pthread_equal(v->thread, pthread_self())) forget_view(r, v);
     }
 }

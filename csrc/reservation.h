@@ -26,6 +26,8 @@ struct reservation_op {
 /* Somebody's look at committed memory: it is not released meanwhile. */
 struct reservation_view {
     uint64_t first, end; /* pages */
+    bool passing;        /* of a call that the child of a fork in another thread will not see the end of */
+    pthread_t thread;
     struct reservation_view *next, *prev;
 };
 
