@@ -147,7 +147,7 @@ cdef clear(Block block, uint64_t nbytes):
     if not exports_take(&self.exports):
         raise BufferError("the arena is being reset or closed")
     if block.epoch == arena_load64(self.epoch_at):
-        if nbytes >= 65536:
+        if nbytes > 1 << 20:  # 20 µs: below, to give the GIL away and get it back would be much of it
             with nogil:
                 arena_zero(block.ptr, nbytes)
         else:
