@@ -64,7 +64,9 @@ cdef void configure(reservation_config *c, uint64_t size, pages, fork, dump, byt
 cdef char *BYTES = b"B"
 
 
-cdef void fill_view(object owner, Py_buffer *view, int flags, void *ptr, Py_ssize_t *size, bint readonly) except *:
+cdef inline int fill_view(
+    object owner, Py_buffer *view, int flags, void *ptr, Py_ssize_t *size, bint readonly
+) except -1:
     if readonly and flags & PyBUF_WRITABLE:
         raise BufferError("this view is read-only")
     view.obj = owner
@@ -78,6 +80,7 @@ cdef void fill_view(object owner, Py_buffer *view, int flags, void *ptr, Py_ssiz
     view.strides = &view.itemsize if (flags & PyBUF_STRIDES) == PyBUF_STRIDES else NULL
     view.suboffsets = NULL
     view.internal = NULL
+    return 0
 
 
 cdef residency_of(uint64_t address, uint64_t length, bint whole):

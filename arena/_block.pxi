@@ -155,7 +155,7 @@ cdef clear(Block block, uint64_t nbytes):
     exports_drop(&self.exports)
 
 
-cdef Block wrap(Arena self, arena_block *b, uint64_t nbytes, uint64_t epoch):
+cdef inline Block wrap(Arena self, arena_block *b, uint64_t nbytes, uint64_t epoch):
     cdef Block block = Block.__new__(Block)
     block._arena = self
     block.handle = b.handle
