@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "arena_internal.h"
+#include "list.h"
 
 static void describe(const struct arena *a, const struct freelist_block *b, struct arena_block *out) {
     out->handle = b->handle;
@@ -47,11 +48,7 @@ static void fork_child(void *self) {
             (void)freelist_resize(&a->index, p->handle, p->had, 0, &b);
         else
             (void)freelist_free(&a->index, p->handle);
-        if (p->prev)
-            p->prev->next = next;
-        else
-            a->pending = next;
-        if (next) next->prev = p->prev;
+        LIST_REMOVE(a->pending, p);
     }
 }
 
@@ -184,17 +181,7 @@ int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out)
 
 static void pending_begin(struct arena *a, struct arena_pending *p) {
     p->thread = pthread_self();
-    p->next = a->pending;
-    if (a->pending) a->pending->prev = p;
-    a->pending = p;
-}
-
-static void pending_end(struct arena *a, struct arena_pending *p) {
-    if (p->prev)
-        p->prev->next = p->next;
-    else
-        a->pending = p->next;
-    if (p->next) p->next->prev = p->prev;
+    LIST_PUSH(a->pending, p);
 }
 
 /* What the memory of a block turned out to be. */
@@ -216,7 +203,7 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
     int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->tick,
                                 how->arg, &newly, error);
     lock_take(&a->lock);
-    pending_end(a, &pending);
+    LIST_REMOVE(a->pending, &pending);
     *was = newly == end - start ? ABSENT : newly == lacking ? AS_KNOWN : STALE;
     if (rc == 0) freelist_commit(&a->index, pending.first, pending.count, b->handle);
     return rc;
@@ -488,7 +475,7 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void
     if (rc) return arena_explain(error, rc, "warm", bytes, UINT64_MAX);
     rc = reservation_repopulate(&a->reservation, 0, size, false, threads, tick, arg, error);
     lock_take(&a->lock);
-    pending_end(a, &here);
+    LIST_REMOVE(a->pending, &here);
     bool unmap = last_one(a);
     lock_drop(&a->lock);
     if (unmap) (void)reservation_fini(&a->reservation);

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include "list.h"
 #include "lock.h"
 
 uint32_t forks_count;
@@ -32,19 +33,12 @@ static void install(void) { (void)pthread_atfork(before, parent, child); }
 void forks_watch(struct fork_watch *w) {
     pthread_once(&once, install);
     lock_take(&list_lock);
-    w->prev = NULL;
-    w->next = list;
-    if (list) list->prev = w;
-    list = w;
+    LIST_PUSH(list, w);
     lock_drop(&list_lock);
 }
 
 void forks_forget(struct fork_watch *w) {
     lock_take(&list_lock);
-    if (w->prev)
-        w->prev->next = w->next;
-    else
-        list = w->next;
-    if (w->next) w->next->prev = w->prev;
+    LIST_REMOVE(list, w);
     lock_drop(&list_lock);
 }

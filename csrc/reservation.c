@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "bitmap.h"
+#include "list.h"
 #include "populate.h"
 
 #define RELEASE_STEP ((uint64_t)64 << 20) /* 4 ms of 4 KiB pages: for how long one call keeps the mmap_lock */
@@ -176,18 +177,11 @@ static struct reservation_op *in_the_way(const struct reservation *r, uint64_t f
 
 static void op_begin(struct reservation *r, struct reservation_op *op) {
     op->thread = pthread_self();
-    op->prev = NULL;
-    op->next = r->ops;
-    if (r->ops) r->ops->prev = op;
-    r->ops = op;
+    LIST_PUSH(r->ops, op);
 }
 
 static void op_remove(struct reservation *r, struct reservation_op *op) {
-    if (op->prev)
-        op->prev->next = op->next;
-    else
-        r->ops = op->next;
-    if (op->next) op->next->prev = op->prev;
+    LIST_REMOVE(r->ops, op);
     for (struct reservation_op *o = r->ops; o; o = o->next) {
         if (o->behind == op) o->behind = NULL;
     }
@@ -267,11 +261,7 @@ static int look(struct reservation *r, struct reservation_view *v, uint64_t offs
     if (!pages_of(r, offset, bytes, &v->first, &v->end)) return -EINVAL;
     lock_take(&r->lock);
     int rc = being_released(r, v->first, v->end) ? -EBUSY : all_committed(r, v->first, v->end, write) ? 0 : -ENODATA;
-    if (rc == 0) {
-        v->next = r->views;
-        if (r->views) r->views->prev = v;
-        r->views = v;
-    }
+    if (rc == 0) LIST_PUSH(r->views, v);
     lock_drop(&r->lock);
     return rc;
 }
@@ -280,17 +270,9 @@ int reservation_look(struct reservation *r, struct reservation_view *v, uint64_t
     return look(r, v, offset, bytes, write, false);
 }
 
-static void forget_view(struct reservation *r, struct reservation_view *v) {
-    if (v->prev)
-        v->prev->next = v->next;
-    else
-        r->views = v->next;
-    if (v->next) v->next->prev = v->prev;
-}
-
 void reservation_look_away(struct reservation *r, struct reservation_view *v) {
     lock_take(&r->lock);
-    forget_view(r, v);
+    LIST_REMOVE(r->views, v);
     lock_drop(&r->lock);
 }
 
@@ -613,6 +595,6 @@ void reservation_after_fork_child(struct reservation *r) {
     }
     for (struct reservation_view *v = r->views, *next; v; v = next) {
         next = v->next;
-        if (v->passing && !pthread_equal(v->thread, pthread_self())) forget_view(r, v);
+        if (v->passing && !pthread_equal(v->thread, pthread_self())) LIST_REMOVE(r->views, v);
     }
 }

@@ -44,6 +44,26 @@ def child() -> Callable[..., str]:
     return run
 
 
+def in_child(work: Callable[[], object]) -> None:
+    """Runs work in a fork; what it raises fails the test."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException as error:
+            os.write(write, repr(error).encode()[:4000])
+        finally:
+            os._exit(status)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read().decode()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, f"the child ended with {status}: {said}"
+
+
 def minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
-from conftest import MIB, faults_writing
+from conftest import MIB, faults_writing, in_child
 
 from arena import Arena, Reservation
 
@@ -17,26 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 PYTHONS_OWN = 8
 """Faults at most, of the interpreter's own memory, which is copy-on-write too after a fork."""
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Runs work in a fork; what it raises fails the test."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException as error:
-            os.write(write, repr(error).encode()[:4000])
-        finally:
-            os._exit(status)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, f"the child ended with {status}: {said}"
 
 
 def test_copy() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -158,26 +157,6 @@ def blocking(entered: threading.Event, leave: threading.Event, answer: int) -> A
         return answer
 
     return ticking(tick)
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Runs work in a fork; what it raises fails the test."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException as error:
-            os.write(write, repr(error).encode()[:4000])
-        finally:
-            os._exit(status)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, f"the child ended with {status}: {said}"
 
 
 # --- the two objects, and Python types around them --------------------------------------------------------------------

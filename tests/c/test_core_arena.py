@@ -28,11 +28,11 @@ from c._core import (
     Thread,
     blocking,
     ffi,
-    in_child,
     library,
     stop,
     ticking,
 )
+from conftest import in_child
 
 
 @pytest.fixture(autouse=True)

@@ -27,12 +27,12 @@ from c._core import (
     blocking,
     cannot,
     ffi,
-    in_child,
     library,
     old_kernel,
     stop,
     ticking,
 )
+from conftest import in_child
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
