@@ -120,3 +120,77 @@ after = count()
 assert after[0] == before[0] and after[1] <= before[1] + 2, (before, after)
 """
     )
+
+
+def test_a_reset_while_another_thread_clears_its_block(child: Callable[..., str]) -> None:
+    """alloc(zero=True) clears without the GIL: not what a reset and another alloc have got meanwhile."""
+    child(
+        """
+        import threading, time
+        from arena import Arena, ArenaFullError
+        MIB = 1 << 20
+        a = Arena("128MiB")
+        a.warm("128MiB")
+        with a.alloc("128MiB") as b:
+            b[:] = b"x" * (128 * MIB)
+        over = threading.Event()
+        def clear():
+            while not over.is_set():
+                try:
+                    a.alloc("64MiB", zero=True)
+                except (ArenaFullError, BufferError, ValueError):
+                    pass
+        thread = threading.Thread(target=clear)
+        thread.start()
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            try:
+                a.reset()
+                view = memoryview(a.alloc("80MiB"))
+            except (ArenaFullError, BufferError):
+                continue
+            view[60 * MIB] = 255
+            time.sleep(0.005)
+            assert view[60 * MIB] == 255
+            view.release()
+        over.set()
+        thread.join()
+        """
+    )
+
+
+def test_the_last_block_of_a_closed_arena_goes_while_another_thread_trims(child: Callable[..., str]) -> None:
+    child(
+        """
+        import threading, time
+        from arena import Arena
+        for _ in range(5):
+            a = Arena("1GiB", pages="4K")
+            a.warm("384MiB")
+            b = a.alloc("64MiB")
+            a.close()
+            thread = threading.Thread(target=a.trim)
+            thread.start()
+            time.sleep(0.003)
+            del b
+            thread.join()
+            where = f"{a.address:x}-"
+            assert not any(line.startswith(where) for line in open("/proc/self/maps"))
+            del a
+        """
+    )
+
+
+def test_a_finalizer_that_commits_while_the_interpreter_ends(child: Callable[..., str]) -> None:
+    said = child(
+        """
+        import sys
+        from arena import Arena
+        class Last:
+            arena = Arena("1GiB", pages="4K")
+            def __del__(self):
+                print("had", len(self.arena.alloc("256MiB")))
+        sys.modules["last"] = Last()
+        """
+    )
+    assert said == f"had {256 << 20}\n"
