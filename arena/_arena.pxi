@@ -20,26 +20,28 @@ cdef class Arena:
     headroom
         Bytes that are to stay available to the rest of the machine or memory cgroup: a commit that would take them
         fails.
-    pages, fork, dump, name
-        As for :class:`Reservation`.
+    path, fd, shared, backing, pages, node, fork, dump, name
+        As for :class:`Reservation`. ``chunk`` is at least a page. With fork="share" the child of a fork uses and frees
+        the blocks there are, and the parent alone makes new ones. Blocks in a file that was there before hold what the
+        file does.
 
     Raises as :class:`Reservation`.
     """
     def __cinit__(
         self, size, *, chunk="2MiB", populate="write", retain=None, decay=None, headroom=0,
-        pages="auto", fork="copy", dump=False, name=None,
+        path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", node=None, fork=None, dump=False,
+        name=None,
     ):
+        cdef Wanted wanted = Wanted(size, headroom, path, fd, shared, backing, readonly, pages, node, fork, dump, name)
         cdef arena_config config
         cdef reservation_stats stats
         cdef arena_error e
         cdef int rc
-        cdef bytes label = name_of(name)
-        cdef uint64_t total = positive(size, "size")
+        if wanted.config.readonly:
+            raise ValueError("an arena is for writing: map a file read-only with Reservation(readonly=True)")
         memset(&config, 0, sizeof(config))
-        configure(&config.reservation, total, pages, fork, dump, label, parse_size(headroom, "headroom"))
-        config.chunk = positive(chunk, "chunk")
-        if chunk == "2MiB" and total < config.chunk:
-            config.chunk = 0
+        config.reservation = wanted.config
+        config.chunk = 0 if chunk == "2MiB" else positive(chunk, "chunk")
         config.read_only_populate = not for_writing(populate)
         config.retain = UINT64_MAX if retain is None else parse_size(retain, "retain")
         config.decay_ns = 0
@@ -52,9 +54,10 @@ cdef class Arena:
         with nogil:
             rc = arena_create(&config, &self.c, &e)
         if rc:
-            raise as_reserve_exception(rc, &e)
+            raise as_reserve_exception(rc, &e, &wanted.config)
         reservation_get(arena_reservation(self.c), &stats)
         self._size, self._page, self._address = stats.size, stats.page_size, stats.address
+        self._backing = stats.backing.decode()
         self.epoch_at = arena_epoch(self.c)
 
     def __dealloc__(self):
@@ -222,7 +225,7 @@ cdef class Arena:
 
     @property
     def page_size(self):
-        """4096, or 2 MiB with huge pages."""
+        """4096, or what huge pages have."""
         return self._page
 
     @property
@@ -232,8 +235,8 @@ cdef class Arena:
 
     @property
     def backing(self):
-        """"anonymous"."""
-        return "anonymous"
+        """As Reservation.backing."""
+        return self._backing
 
     @property
     def closed(self):

@@ -80,7 +80,7 @@ cdef class Block:
         finally:
             exports_unhold(&self.exports)
         ticker.finish(rc, 0)
-        if rc == -ENOSPC:
+        if rc == -ENOSPC and (<bytes>e.op) == b"resize":
             raise _errors.full_error(
                 {"offset": self.offset, "requested": n, "committed": self._arena.stats().committed, "available": None},
                 grow=True,

@@ -11,14 +11,22 @@ cdef extern from "stdbool.h":
 
 cdef extern from "arena.h" nogil:
     cdef enum arena_pages:
-        ARENA_PAGES_AUTO, ARENA_PAGES_4K, ARENA_PAGES_THP
+        ARENA_PAGES_AUTO, ARENA_PAGES_4K, ARENA_PAGES_THP, ARENA_PAGES_HUGETLB
     cdef enum arena_fork:
-        ARENA_FORK_COPY, ARENA_FORK_DROP, ARENA_FORK_WIPE
+        ARENA_FORK_AUTO, ARENA_FORK_COPY, ARENA_FORK_SHARE, ARENA_FORK_DROP, ARENA_FORK_WIPE
+    cdef enum arena_backing:
+        ARENA_BACKING_AUTO, ARENA_BACKING_ANONYMOUS, ARENA_BACKING_MEMFD, ARENA_BACKING_PATH, ARENA_BACKING_FD
     enum:
         ARENA_ZERO, ARENA_NO_GROW
     cdef struct reservation_config:
         uint64_t size
         arena_pages pages
+        uint64_t page_bytes
+        arena_backing backing
+        const char *path
+        int fd
+        bint shared, readonly, bind
+        unsigned node
         arena_fork fork
         bint dump
         uint64_t headroom
@@ -26,7 +34,8 @@ cdef extern from "arena.h" nogil:
     cdef struct reservation_stats:
         uint64_t size, page_size, committed, peak_committed, commits, releases, commit_ns, release_ns
         uintptr_t address
-        bint lazy, dropped
+        const char *backing
+        bint lazy, dropped, shared, readonly
     cdef struct arena_config:
         reservation_config reservation
         uint64_t chunk
@@ -48,10 +57,13 @@ cdef extern from "arena.h" nogil:
     int reservation_create(const reservation_config *, reservation_handle **, arena_error *)
     int reservation_destroy(reservation_handle *)
     void reservation_get(reservation_handle *, reservation_stats *)
+    int reservation_fd(reservation_handle *)
     int reservation_commit(
         reservation_handle *, uint64_t, uint64_t, bint, unsigned, arena_tick, void *, uint64_t *, arena_error *
     )
-    int reservation_release(reservation_handle *, uint64_t, uint64_t, uint64_t *, arena_tick, void *, arena_error *)
+    int reservation_release(
+        reservation_handle *, uint64_t, uint64_t, bint, uint64_t *, arena_tick, void *, arena_error *
+    )
     bint reservation_is_committed(reservation_handle *, uint64_t, uint64_t, bint)
     int reservation_verify(reservation_handle *, uint64_t, uint64_t, arena_tick, void *, arena_error *)
     int reservation_copy(reservation_handle *, uint64_t, void *, uint64_t, bint)
@@ -83,6 +95,9 @@ cdef extern from "arena_internal.h" nogil:
     uint64_t *arena_epoch(arena_handle *)
     cdef struct os_residency_t "os_residency":
         uint64_t present, huge, zero, swapped
+    cdef struct os_features_t "os_features":
+        bint pagemap_scan
+    const os_features_t *os_features()
     int os_residency(const void *, size_t, os_residency_t *)
     int os_overcommit_mode()
     cdef struct reservation_view:
@@ -93,7 +108,8 @@ cdef extern from "arena_internal.h" nogil:
 
 cdef extern from "errno.h" nogil:
     enum:
-        EBADF, EBUSY, ECANCELED, EDEADLK, EINTR, EINVAL, ENODATA, ENOSPC, ENOTCONN, EPERM, ESHUTDOWN
+        EACCES, EBADF, EBUSY, ECANCELED, EDEADLK, EFAULT, EINTR, EINVAL, ENODATA, ENOSPC, ENOTCONN, EPERM
+        ESHUTDOWN, EXDEV
 
 
 cdef extern from "exports.h" nogil:

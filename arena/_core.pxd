@@ -32,6 +32,7 @@ cdef public class Arena [object ArenaArenaObject, type ArenaArenaType, check_siz
     cdef bint is_closed
     cdef uint64_t _size, _page, _address
     cdef object __weakref__
+    cdef str _backing
 
 
 # For other Cython modules, without the GIL: memory of a Python Arena's arena. A block that was had this way keeps

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, SupportsIndex, TypeAlias, final, overload
+from os import PathLike
+from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias, final, overload
 
 from numpy.typing import DTypeLike, NDArray
 from typing_extensions import Buffer, Self
@@ -9,16 +10,32 @@ from .ledger import Residency, Stats
 _Size: TypeAlias = SupportsIndex | str
 _Progress: TypeAlias = Callable[[int, int], object]
 _Populate: TypeAlias = Literal["write", "read"]
-_Pages: TypeAlias = Literal["auto", "4K", "4KiB", "thp"]
-_Fork: TypeAlias = Literal["copy", "drop", "wipe"]
+_Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
+_Backing: TypeAlias = Literal["anonymous", "memfd"]
+_Fork: TypeAlias = Literal["copy", "share", "drop", "wipe"]
 _Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
+
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
 
 def get_include() -> str: ...
 
 @final
 class Reservation:
     def __new__(
-        cls, size: _Size, *, pages: _Pages = "auto", fork: _Fork = "copy", dump: bool = False, name: str | None = None
+        cls,
+        size: _Size,
+        *,
+        path: _Path | None = None,
+        fd: int | _HasFileno | None = None,
+        shared: bool = False,
+        backing: _Backing | None = None,
+        readonly: bool = False,
+        pages: _Size = "auto",
+        node: int | None = None,
+        fork: _Fork | None = None,
+        dump: bool = False,
+        name: str | None = None,
     ) -> Self: ...
     def commit(
         self,
@@ -63,8 +80,14 @@ class Arena:
         retain: _Size | None = None,
         decay: float | None = None,
         headroom: _Size = 0,
-        pages: _Pages = "auto",
-        fork: _Fork = "copy",
+        path: _Path | None = None,
+        fd: int | _HasFileno | None = None,
+        shared: bool = False,
+        backing: _Backing | None = None,
+        readonly: bool = False,
+        pages: _Size = "auto",
+        node: int | None = None,
+        fork: _Fork | None = None,
         dump: bool = False,
         name: str | None = None,
     ) -> Self: ...

@@ -21,7 +21,7 @@ cdef class RangeView:
 
 @cython.final
 cdef class Reservation:
-    """A sparse range of private anonymous memory: address space that costs nothing, of which parts are committed and
+    """A sparse range of memory or of a file: address space that costs nothing, of which parts are committed and
     released.
 
     For those who manage offsets themselves; :class:`Arena` is an allocator on top of one. Thread-safe.
@@ -30,38 +30,61 @@ cdef class Reservation:
     ----------
     size
         Bytes, or "64MiB", "2GiB", "1.5 GB". Rounded up to whole pages.
+    path
+        A directory: an unnamed file in it, which goes with the reservation. A path where nothing is: a file is created
+        (0600), made ``size`` long and kept. An existing file is mapped from its start as it is, never resized, and
+        never punched without ``discard``. On tmpfs, a disk, or hugetlbfs.
+    fd
+        As an existing file: anything that mmap(2) takes, as int or with fileno(). It is duplicated.
+    shared
+        Writes are seen by others who map the same memory, and get into the file. Without path and fd: a memfd, sealed
+        against shrinking and growing.
+    backing
+        "anonymous" or "memfd", to say which without path and fd; default: a memfd if shared, else anonymous.
+    readonly
+        The file can be committed and viewed for reading only.
     pages
-        "auto": 2 MiB transparent huge pages where the machine allows them and the size is 2 MiB or more, else 4 KiB.
-        "thp", "4K" insist; ReserveError where there are none. What was had is ``page_size``.
+        "auto": 2 MiB transparent huge pages where the machine allows them for this kind of memory and the size is 2 MiB
+        or more; else the largest mTHP size that is enabled (Linux 6.8), else 4 KiB. "4K", "thp", "64K" (an mTHP size)
+        insist. "2M", "1G": from the hugetlb pool of such pages. What cannot be had raises ReserveError here; what was
+        had is ``page_size``.
+    node
+        Memory comes from this NUMA node alone (mbind(2), MPOL_BIND).
     fork
-        What the child of a fork gets: "copy" (copy-on-write; commit() again undoes that), "drop" (nothing: zeros, and
-        RuntimeError for every call; the parent keeps its pages to itself) or "wipe" (zeros, usable).
+        What the child of a fork gets: "copy" (copy-on-write; commit() again undoes that), "share" (the same memory, for
+        both to use and to release: shared only), "drop" (nothing: zeros, and RuntimeError for every call; the parent
+        keeps its pages to itself) or "wipe" (zeros, usable; private anonymous only). By default "share" for shared
+        memory, "drop" for private hugetlb pages (a write after a copying fork needs a second one, and is a SIGBUS where
+        there is none), else "copy".
     dump
         Include the memory in core dumps. Left out by default: a dump of a sparse terabyte takes for ever.
     name
         Shown in /proc/self/maps where the kernel was built with CONFIG_ANON_VMA_NAME.
 
-    Raises ReserveError (an OSError and a MemoryError) when address space cannot be had, ValueError or TypeError for
-    nonsense.
+    Raises ReserveError (an OSError and a MemoryError) when address space, the file or such pages cannot be had,
+    ValueError or TypeError for nonsense.
     """
     cdef reservation_handle *c
     cdef uint64_t _size, _page, _address
     cdef uint64_t exports
+    cdef str _backing
+    cdef bint _readonly
 
-    def __cinit__(self, size, *, pages="auto", fork="copy", dump=False, name=None):
-        cdef reservation_config config
+    def __cinit__(
+        self, size, *, path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", node=None,
+        fork=None, dump=False, name=None,
+    ):
+        cdef Wanted wanted = Wanted(size, 0, path, fd, shared, backing, readonly, pages, node, fork, dump, name)
         cdef reservation_stats stats
         cdef arena_error e
         cdef int rc
-        cdef bytes label = name_of(name)
-        memset(&config, 0, sizeof(config))
-        configure(&config, positive(size, "size"), pages, fork, dump, label, 0)
         with nogil:
-            rc = reservation_create(&config, &self.c, &e)
+            rc = reservation_create(&wanted.config, &self.c, &e)
         if rc:
-            raise as_reserve_exception(rc, &e)
+            raise as_reserve_exception(rc, &e, &wanted.config)
         reservation_get(self.c, &stats)
         self._size, self._page, self._address = stats.size, stats.page_size, stats.address
+        self._backing, self._readonly = stats.backing.decode(), stats.readonly
 
     def __dealloc__(self):
         if self.c != NULL:
@@ -87,10 +110,12 @@ cdef class Reservation:
         """Make ``nbytes`` at ``offset`` (default: all of it), rounded outward to pages, present. The bytes newly
         present.
 
-        Afterwards a write, or with populate="read" a read, of any of it faults on nothing; read-populated private
-        memory is the shared zero page and costs nothing (madvise(2), MADV_POPULATE_WRITE and MADV_POPULATE_READ,
-        Linux 5.14; elsewhere each page is touched). After a fork, pages that became copy-on-write are made this
-        process's own again.
+        Afterwards a write, or with populate="read" a read, of any of it faults on nothing (madvise(2),
+        MADV_POPULATE_WRITE and MADV_POPULATE_READ, Linux 5.14; elsewhere the kernel is made to touch each page). Shared
+        memory and files are allocated first (fallocate(2)), so that it is an error and not a signal when they are full.
+        A file on disk is faultless for writing until the kernel writes its pages back. populate="read" maps a file's
+        pages without making them dirty, and for private anonymous memory the zero page, which costs nothing. After a
+        fork, pages that became copy-on-write are made this process's own again.
 
         ``threads``: how many, None for min(CPUs, 16, bytes / 64 MiB). ``progress(done, total)`` is called in this
         thread, at most every 10 ms or so, and at the end; what it raises stops the commit, as an exception from a
@@ -128,10 +153,13 @@ cdef class Reservation:
         """Give ``nbytes`` at ``offset`` (default: all of it), rounded inward to pages, back to the machine. The bytes
         given back.
 
-        Released memory is zero when it is committed again. ``discard`` is for files and does nothing here.
-        BufferError while a view of the range is exported.
+        Released memory is zero when it is committed again; of shared memory that holds for everybody who maps it. In a
+        private mapping of a file the file shows through again. A file that was there before (an existing path, a fd)
+        keeps its data, unless ``discard``: then the range is punched out of it, committed or not, and what the file
+        system had for it is free. BufferError while a view of the range is exported.
         """
         cdef uint64_t start, length, freed = 0
+        cdef bint punch = bool(discard)
         cdef Ticker ticker = Ticker(None)
         cdef arena_tick function = ticker.function()
         cdef arena_error e
@@ -140,7 +168,7 @@ cdef class Reservation:
         self.enter()
         try:
             with nogil:
-                rc = reservation_release(self.c, start, length, &freed, function, <void *>ticker, &e)
+                rc = reservation_release(self.c, start, length, punch, &freed, function, <void *>ticker, &e)
         finally:
             exports_drop(&self.exports)
         ticker.finish(rc, freed)
@@ -162,6 +190,8 @@ cdef class Reservation:
         self.range_of(nbytes, offset, &start, &length)
         if length == 0:
             raise ValueError("a view of 0 bytes is of no use")
+        if self._readonly and not readonly:
+            raise ValueError("the reservation is read-only: view(readonly=True)")
         self.enter()
         try:
             v = RangeView.__new__(RangeView)
@@ -184,9 +214,9 @@ cdef class Reservation:
 
     def verify(self, nbytes=None, *, offset=0):
         """See that what is committed of the range is still there: it is populated again, or CommitError says why it
-        cannot be.
+        cannot be: the file was truncated, a hole was punched in it and the file system is full now.
 
-        A diagnosis, not a guarantee: the next moment may be different.
+        A diagnosis, not a guarantee: the next moment may be different. read_into() is safe at any time.
         """
         cdef uint64_t start, length
         cdef Ticker ticker = Ticker(None)
@@ -229,24 +259,33 @@ cdef class Reservation:
             raise as_exception(rc, &e)
         if rc == -EPERM:
             raise PermissionError(
-                _errno.EPERM, "process_vm_readv/writev is forbidden here (seccomp; docker: --cap-add SYS_PTRACE)"
+                _errno.EPERM,
+                "the file is sealed against writing, or process_vm_readv/writev is forbidden here (seccomp; docker: "
+                "--cap-add SYS_PTRACE)",
+            )
+        if rc == -EACCES:
+            raise PermissionError(_errno.EACCES, "the reservation is read-only")
+        if rc == -EFAULT:
+            raise OSError(
+                _errno.EFAULT,
+                f"cannot copy {length} bytes at offset {start}: nothing is there (any more), as past a file's end",
             )
         if rc:
             raise OSError(-rc, f"cannot copy {length} bytes at offset {start}: {_os.strerror(-rc)}")
         return length
 
     def read_into(self, buffer, *, offset=0):
-        """Copy from the reservation into a writable buffer, through the kernel (process_vm_readv(2)). The bytes copied.
+        """Copy from the reservation into a writable buffer, through the kernel: pread(2) for shared files, committed or
+        not, else process_vm_readv(2). The bytes copied.
 
-        ValueError where it is not committed, OSError (EFAULT) where a load would end in a signal, PermissionError where
-        seccomp forbids the call.
+        OSError (EFAULT) where a load would end in a signal, ValueError where it is not committed, PermissionError where
+        a container's seccomp profile forbids process_vm_readv.
         """
         return self.copy(buffer, offset, False)
 
     def write_from(self, buffer, *, offset=0):
-        """Copy from a buffer into the reservation, through the kernel (process_vm_writev(2)). The bytes copied.
-
-        Errors as for read_into().
+        """Copy from a buffer into the reservation, which has to be committed, through the kernel: pwrite(2) for shared
+        files, else process_vm_writev(2). The bytes copied. Errors as for read_into().
         """
         return self.copy(buffer, offset, True)
 
@@ -291,13 +330,13 @@ cdef class Reservation:
 
     @property
     def page_size(self):
-        """The unit of commit and release: 4096, or 2 MiB with huge pages."""
+        """The unit of commit and release: 4096, or what huge pages have."""
         return self._page
 
     @property
     def backing(self):
-        """"anonymous"."""
-        return "anonymous"
+        """"anonymous", "memfd", "tmpfs", "hugetlbfs", "file" (on any other file system) or "device"."""
+        return self._backing
 
     @property
     def closed(self):
@@ -315,13 +354,19 @@ cdef class Reservation:
         return stats.committed
 
     def fileno(self):
-        """There is none: OSError (EBADF)."""
-        raise OSError(EBADF, "anonymous memory has no file descriptor")
+        """The descriptor of its file, which stays the reservation's. OSError (EBADF) where there is none."""
+        cdef int fd
+        self.enter()
+        fd = reservation_fd(self.c)
+        exports_drop(&self.exports)
+        if fd < 0:
+            raise OSError(EBADF, "anonymous memory has no file descriptor")
+        return fd
 
     def __repr__(self):
         if self.closed:
             return "<arena.Reservation closed>"
         return (
-            f"<arena.Reservation {_errors.amount(self._size)} at {self._address:#x}, "
+            f"<arena.Reservation {self._backing}, {_errors.amount(self._size)} at {self._address:#x}, "
             f"{_errors.amount(self.committed)} committed, pages of {_errors.amount(self._page)}>"
         )

@@ -36,10 +36,10 @@ class Residency:
     """The kernel's word on a range."""
 
     present: int
-    huge: int
-    """Of the present: in pages of 2 MiB or more, mapped as such."""
-    zero: int
-    """Of the present: the shared zero page, which takes no memory."""
+    huge: int | None
+    """Of the present: mapped in pages of 2 MiB or more. Before Linux 6.7 known for a whole reservation only."""
+    zero: int | None
+    """Of the present: the shared zero page, which takes no memory. Before Linux 6.7 not known."""
     swapped: int
     locked: int | None
     """mlocked; known for a whole reservation only."""

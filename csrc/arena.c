@@ -36,6 +36,11 @@ static void fork_child(void *self) {
     if (a->unmapped) return;
     reservation_after_fork_child(&a->reservation);
     if (a->reservation.dropped && !a->refuse) a->refuse = -ENOTCONN;
+    if (a->reservation.fork == OS_FORK_SHARE) {
+        /* The memory is the parent's too, but this index is not: two of them would give the same range out twice. */
+        a->borrowed = true;
+        if (!a->refuse) a->refuse = -EXDEV;
+    }
     for (struct arena_pending *p = a->pending, *next; p; p = next) {
         next = p->next;
         if (pthread_equal(p->thread, pthread_self())) continue;
@@ -57,33 +62,61 @@ static uint64_t default_now(void *arg) {
     return os_now_ns();
 }
 
+/* How much of the reservation there is a file for, in whole chunks. */
+static uint64_t usable(const struct reservation *r, uint64_t chunk) {
+    const struct backing *b = &r->backing;
+    struct os_file file;
+    uint64_t bytes = b->bytes;
+    if (b->mapping.fd >= 0 && !b->ours && os_file_look(b->mapping.fd, &file) == 0 && file.type != OS_FILE_OTHER &&
+        file.size < bytes)
+        bytes = file.size;
+    return bytes & ~(chunk - 1);
+}
+
 int arena_create(const struct arena_config *config, arena **out, struct arena_error *error) {
     struct arena_config c = *config;
-    uint64_t size = c.reservation.size, chunk = c.chunk ? c.chunk : OS_HUGE;
+    struct reservation_config *rc_of = &c.reservation;
+    uint64_t size = rc_of->size, chunk = c.chunk ? c.chunk : OS_HUGE;
     if (size == 0 || size > bytes_of(FREELIST_MAX_GRANULES))
         return arena_explain(error, -EINVAL, "size", size, UINT64_MAX);
+    if (rc_of->readonly) return arena_explain(error, -EINVAL, "readonly", size, UINT64_MAX);
     while (!c.chunk && chunk > OS_PAGE && chunk > size) chunk >>= 1;
-    if (chunk < OS_PAGE || chunk > (uint64_t)1 << 30 || (chunk & (chunk - 1)) || size / chunk >= FREELIST_MAX_CHUNKS)
+    uint64_t page = rc_of->pages == ARENA_PAGES_THP || rc_of->pages == ARENA_PAGES_HUGETLB ? rc_of->page_bytes
+                                                                                           : OS_PAGE;
+    if (page == 0) page = OS_HUGE;
+    if (!c.chunk && chunk < page) chunk = page;
+    /* A part of a huge page cannot be given back. */
+    if (chunk < page || chunk > (uint64_t)1 << 30 || (chunk & (chunk - 1)) || size / chunk >= FREELIST_MAX_CHUNKS)
         return arena_explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
-    if (chunk < OS_HUGE) {
-        if (c.reservation.pages == ARENA_PAGES_THP) return arena_explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
-        c.reservation.pages = ARENA_PAGES_4K; /* a part of a huge page cannot be given back */
-    }
-    c.reservation.size = size = (size + chunk - 1) & ~(chunk - 1);
+    if (rc_of->pages == ARENA_PAGES_AUTO && chunk < OS_HUGE) rc_of->page_bytes = chunk;
+    rc_of->size = (size + chunk - 1) & ~(chunk - 1);
 
     struct arena *a = calloc(1, sizeof *a);
     if (!a) return arena_explain(error, -ENOMEM, "malloc", sizeof *a, UINT64_MAX);
     memset((void *)a, 0, sizeof *a); /* calloc's pages may be promises too */
-    a->chunk_shift = (unsigned)__builtin_ctzll(chunk);
     a->retain = c.retain;
     a->decay_ns = c.decay_ns;
     a->now_ns = c.now_ns ? c.now_ns : default_now;
     a->now_arg = c.now_arg;
     a->read_only_populate = c.read_only_populate;
-    int rc = arena_index_create(a, size, error);
-    if (rc == 0) rc = reservation_init(&a->reservation, &c.reservation, false, error);
+    int rc = reservation_init(&a->reservation, rc_of, false, error);
+    if (rc) {
+        free(a);
+        return rc;
+    }
+    page = a->reservation.backing.page; /* a hugetlbfs file has the pages it has */
+    if (!c.chunk && chunk < page) chunk = page;
+    a->chunk_shift = (unsigned)__builtin_ctzll(chunk);
+    size = usable(&a->reservation, chunk);
+    if (chunk < page)
+        rc = arena_explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
+    else if (size == 0)
+        rc = arena_explain(error, -EFAULT, "end of file", rc_of->size, 0);
+    else
+        rc = arena_index_create(a, size, error);
     if (rc) {
         arena_index_free(a);
+        (void)reservation_undo(&a->reservation, rc_of->path);
         free(a);
         return rc;
     }
@@ -144,10 +177,10 @@ static void note_use(struct arena *a, const struct freelist_block *b) {
 }
 
 /* How much of a block, from its start, may hold old bytes, given what was virgin before it. */
-static uint64_t dirty_part(uint64_t virgin, const struct freelist_block *b) {
-    if (virgin <= b->offset) return 0;
-    uint64_t n = virgin - b->offset;
-    return bytes_of(n < b->size ? n : b->size);
+static uint64_t dirty_part(const struct arena *a, uint64_t virgin, const struct freelist_block *b) {
+    uint64_t n = virgin > b->offset ? virgin - b->offset : 0;
+    /* Asked last, for memory that is used again is the common case. */
+    return bytes_of(n < b->size && reservation_fresh_is_zero(&a->reservation) ? n : b->size);
 }
 
 /* The block was never handed out: what was virgin of it still is. */
@@ -175,7 +208,7 @@ int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out)
     note_use(a, &b);
     lock_drop(&a->lock);
     describe(a, &b, out);
-    out->dirty = dirty_part(virgin, &b);
+    out->dirty = dirty_part(a, virgin, &b);
     return 0;
 }
 
@@ -228,14 +261,14 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
         if (rc == 0) {
             if (b->size == 0) return 0;
             if (!(flags & HOLD)) note_use(a, b);
-            *dirty = dirty_part(virgin, b);
+            *dirty = dirty_part(a, virgin, b);
             if (b->committed) return 0;
             uint64_t offset = b->offset, size = b->size, before = *dirty;
             enum was was;
             rc = commit_block(a, b, 0, how, &was, error);
             /* Somebody else's reset, or a fork of which this is the child, may have taken the block away meanwhile. */
             if (rc == 0 && freelist_get(f, b->handle, b) == 0) {
-                if (was == ABSENT) *dirty = 0;
+                if (was == ABSENT && reservation_fresh_is_zero(&a->reservation)) *dirty = 0;
                 if (was == STALE) *dirty = bytes_of(size);
                 return 0;
             }
@@ -289,13 +322,15 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
     for (;;) {
         lock_take(&a->lock);
         int rc = freelist_get(f, handle, &old);
+        /* In a fork's child the memory behind the block may be the parent's to give out. */
+        if (rc == 0 && a->borrowed && granules_of(bytes) > old.size) rc = -EXDEV;
         if (rc == 0) rc = freelist_resize(f, handle, granules_of(bytes), 0, &b);
         if (rc == 0) {
             uint64_t virgin = a->virgin;
             enum was was = AS_KNOWN;
             note_use(a, &b);
             if (!b.committed && (rc = commit_block(a, &b, old.size, &how, &was, error)) != 0) {
-                undo_use(a, b.offset, b.size, dirty_part(virgin, &b));
+                undo_use(a, b.offset, b.size, dirty_part(a, virgin, &b));
                 (void)freelist_resize(f, handle, old.size, 0, &b);
             } else if (freelist_get(f, handle, &b) != 0) { /* freed meanwhile */
                 rc = arena_explain(error, -ECANCELED, "resize", bytes, UINT64_MAX);
@@ -304,7 +339,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             lock_drop(&a->lock);
             if (unmap) (void)reservation_fini(&a->reservation);
             describe(a, &b, out);
-            if (was != STALE) out->dirty = dirty_part(virgin, &b);
+            if (was != STALE) out->dirty = dirty_part(a, virgin, &b);
             return rc;
         }
         lock_drop(&a->lock);
@@ -370,11 +405,11 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
     struct reservation_op op;
     *freed = 0;
     /* A lazy range is closed when it is released, and a freed block's object may still be read through. */
-    int rc = a->unmapped || (a->reservation.lazy && a->pins) ? -ENOENT : 0;
+    int rc = a->unmapped || a->borrowed || (a->reservation.lazy && a->pins) ? -ENOENT : 0;
     if (rc == 0) rc = freelist_pick(&a->index, bytes >> a->chunk_shift, &span);
     if (rc == 0) {
-        rc = reservation_release_begin(&a->reservation, &op, span.first << a->chunk_shift,
-                                       span.count << a->chunk_shift);
+        rc = reservation_release_begin(&a->reservation, &op, span.first << a->chunk_shift, span.count << a->chunk_shift,
+                                       false);
         if (rc) freelist_commit(&a->index, span.first, span.count, 0);
         if (rc && rc != -EAGAIN) arena_explain(error, rc, "release", bytes, UINT64_MAX);
     }
@@ -473,7 +508,7 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void
     if (rc == 0) pending_begin(a, &here);
     lock_drop(&a->lock);
     if (rc) return arena_explain(error, rc, "warm", bytes, UINT64_MAX);
-    rc = reservation_repopulate(&a->reservation, 0, size, false, threads, tick, arg, error);
+    rc = reservation_repopulate(&a->reservation, 0, size, threads, tick, arg, error);
     lock_take(&a->lock);
     LIST_REMOVE(a->pending, &here);
     bool unmap = last_one(a);

@@ -21,8 +21,17 @@ typedef struct arena arena;
  * every 10 ms. Not 0 stops the commit with that -errno and rolls it back. May call back into the arena. */
 typedef int (*arena_tick)(void *arg, uint64_t done, uint64_t total);
 
-enum arena_pages { ARENA_PAGES_AUTO, ARENA_PAGES_4K, ARENA_PAGES_THP };
-enum arena_fork { ARENA_FORK_COPY, ARENA_FORK_DROP, ARENA_FORK_WIPE };
+enum arena_pages { ARENA_PAGES_AUTO, ARENA_PAGES_4K, ARENA_PAGES_THP, ARENA_PAGES_HUGETLB };
+/* AUTO: SHARE for what is shared, DROP for private hugetlb pages, else COPY. */
+enum arena_fork { ARENA_FORK_AUTO, ARENA_FORK_COPY, ARENA_FORK_SHARE, ARENA_FORK_DROP, ARENA_FORK_WIPE };
+/* AUTO: anonymous, or a memfd when shared. */
+enum arena_backing {
+    ARENA_BACKING_AUTO,
+    ARENA_BACKING_ANONYMOUS,
+    ARENA_BACKING_MEMFD,
+    ARENA_BACKING_PATH,
+    ARENA_BACKING_FD
+};
 
 /* Why something failed, in numbers; the words are made elsewhere. */
 struct arena_error {
@@ -35,40 +44,58 @@ struct arena_error {
     char where[160];     /* the file or limit that says so; may be empty */
 };
 
-/* --- reservation: a sparse range of private anonymous memory and a map of what is present ----------------------------- */
+/* --- reservation: a sparse range of memory, or of a file, and a map of what is present -------------------------------- */
 
+/* All zero but `size` is private anonymous memory. */
 struct reservation_config {
-    uint64_t size;            /* rounded up to pages */
-    enum arena_pages
-        pages;   /* THP raises -ENOTSUP where there is none; AUTO takes it for 2 MiB and more, where allowed */
+    uint64_t size; /* rounded up to pages */
+    /* AUTO: 2 MiB THP, or what mTHP size is enabled, where allowed; else 4 KiB. THP and HUGETLB: of page_bytes, or -ENOTSUP
+     * where there are none. A hugetlbfs file has the pages it has. */
+    enum arena_pages pages;
+    uint64_t page_bytes; /* THP: 0 is 2 MiB. AUTO: the most; 0 is 2 MiB */
+    enum arena_backing backing;
+    const char
+        *path; /* ARENA_BACKING_PATH: a directory (an unnamed file in it), a file, or none yet (made, and kept) */
+    int fd; /* ARENA_BACKING_FD: anything that mmap takes; duplicated */
+    bool shared, readonly;
+    bool bind; /* to NUMA node `node` */
+    unsigned node;
     enum arena_fork fork;
-    bool dump;                /* in core dumps */
-    uint64_t headroom;        /* bytes to leave to the rest of the machine or cgroup */
-    const char *name;         /* for /proc/self/maps; may be NULL */
-    const void *features;     /* struct os_features; NULL: this kernel's */
+    bool dump; /* in core dumps */
+    uint64_t headroom; /* bytes to leave to the rest of the machine or cgroup */
+    const char *name; /* for /proc/self/maps; may be NULL */
+    const void *features; /* struct os_features; NULL: this kernel's */
 };
 
 struct reservation_stats {
     uint64_t size, page_size, committed, peak_committed, commits, releases, commit_ns, release_ns;
     uintptr_t address;
-    bool lazy;    /* PROT_NONE until committed: overcommit mode 2, RLIMIT_DATA */
+    const char *backing; /* "anonymous", "memfd", "tmpfs", "hugetlbfs", "file", "device" */
+    bool lazy; /* PROT_NONE until committed: overcommit mode 2, RLIMIT_DATA */
     bool dropped; /* this is the child of a fork and the memory was not inherited */
+    bool shared, readonly;
 };
 
 int reservation_create(const struct reservation_config *config, reservation **out, struct arena_error *error);
 /* -EBUSY while a commit or release is under way. */
 int reservation_destroy(reservation *r);
 void reservation_get(reservation *r, struct reservation_stats *out);
+/* Its file, which stays its own; -1: there is none. Others may use it from now on. */
+int reservation_fd(reservation *r);
 
 /* Makes [offset, offset + bytes), rounded outward to pages, present: for writing, or for reading only. Bytes that this
  * call made present go to *newly. threads 0: as many as pay. When it fails, what it had made present is released again.
- * -ENOMEM/-EFAULT/-EHWPOISON: no memory. -EDEADLK: called from the tick of a commit of the same range, or of one whose
+ * -ENOMEM: no memory. -ENOSPC: nothing left in the file system or hugetlb pool. -EFAULT: beyond the end of the file, or
+ * nothing behind the page. -EHWPOISON. -EACCES: for writing, of a read-only reservation. -EOPNOTSUPP: holes in a file
+ * system that cannot allocate. -EDEADLK: called from the tick of a commit of the same range, or of one whose
  * caller's tick waits for this thread's. What tick returned. -EINVAL: not in the reservation. -ENOTCONN: dropped at fork. */
 int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
                        void *arg, uint64_t *newly, struct arena_error *error);
-/* Gives [offset, offset + bytes), rounded inward to pages, back; what was committed of it goes to *freed. */
-int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, uint64_t *freed, arena_tick tick, void *arg,
-                        struct arena_error *error);
+/* Gives [offset, offset + bytes), rounded inward to pages, back; what was committed of it goes to *freed. In a file that
+ * was there before only `discard` gives back more than the mapping: then all of the range, committed or not, is punched
+ * out of it. */
+int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool discard, uint64_t *freed, arena_tick tick,
+                        void *arg, struct arena_error *error);
 /* Is all of it committed (for writing)? */
 bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, bool write);
 
@@ -76,8 +103,9 @@ bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, b
  * moment may be different. */
 int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_tick tick, void *arg,
                        struct arena_error *error);
-/* Copies out of or into the range through the kernel (process_vm_readv, process_vm_writev): an error where a load or store
- * would be a signal. -ENODATA: not all of it is committed (for writing, to copy into it). -EBUSY: it is being released.
+/* Copies out of or into the range through the kernel (pread and pwrite for shared files, else process_vm_readv and
+ * process_vm_writev): an error where a load or store would be a signal. -ENODATA: not all of it is committed (for writing,
+ * to copy into it; a shared file may be read anywhere). -EFAULT: beyond the end of the file. -EBUSY: it is being released.
  * -EPERM: seccomp forbids it, as containers may. */
 int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation);
 

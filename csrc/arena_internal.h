@@ -34,9 +34,10 @@ struct arena {
     uint64_t (*now_ns)(void *);
     void *now_arg;
     bool read_only_populate, unmapped;
+    bool borrowed; /* in a fork's child: the memory is shared with the parent, who alone gives it out or back */
     struct arena_pending *pending;
     struct table nodes, leaves, map, side, chunks;
-    uint64_t *touched;    /* a bit for 2^unit_shift chunks: their part of map, side and chunks is populated */
+    uint64_t *touched; /* a bit for 2^unit_shift chunks: their part of map, side and chunks is populated */
     unsigned unit_shift;
     char *base;
     struct reservation reservation;

@@ -24,6 +24,11 @@ static inline uint64_t bit_next(const uint64_t *map, uint64_t from, uint64_t end
     return end;
 }
 
+/* Are all of [from, end) set? */
+static inline bool bit_all(const uint64_t *map, uint64_t from, uint64_t end) {
+    return bit_next(map, from, end, false) == end;
+}
+
 static inline uint64_t bit_mask(uint64_t from, uint64_t end, uint64_t *n) {
     *n = 64 - from % 64;
     if (*n > end - from) *n = end - from;
@@ -39,6 +44,18 @@ static inline uint64_t bit_fill(uint64_t *map, uint64_t from, uint64_t end, bool
         __atomic_store_n(&map[from / 64], value ? word | mask : word & ~mask, __ATOMIC_RELAXED);
     }
     return changed;
+}
+
+/* Sets or clears [from, end) where others change their bits of the same words at the same time. */
+static inline void bit_fill_shared(uint64_t *map, uint64_t from, uint64_t end, bool value) {
+    uint64_t n;
+    for (; from < end; from += n) {
+        uint64_t mask = bit_mask(from, end, &n);
+        if (value)
+            __atomic_fetch_or(&map[from / 64], mask, __ATOMIC_RELAXED);
+        else
+            __atomic_fetch_and(&map[from / 64], ~mask, __ATOMIC_RELAXED);
+    }
 }
 
 static inline uint64_t bit_count(const uint64_t *map, uint64_t from, uint64_t end) {

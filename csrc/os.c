@@ -82,16 +82,73 @@ int os_read(const char *path, char *buf, size_t size) {
     return (int)got;
 }
 
-bool os_thp_allowed(void) {
-    char text[128];
-    if (os_read("/sys/kernel/mm/transparent_hugepage/enabled", text, sizeof text) < 0) return false;
-    if (strstr(text, "[always]") || strstr(text, "[madvise]")) {
-        /* The per-size switch overrides the global one (Linux 6.8). */
-        if (os_read("/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled", text, sizeof text) < 0) return true;
-        return !strstr(text, "[never]");
+int os_each_line(const char *path, bool (*line)(void *arg, char *text), void *arg) {
+    char buf[4096], text[4096];
+    size_t length = 0;
+    bool more = true;
+    ssize_t n;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    while (more && ((n = read(fd, buf, sizeof buf)) > 0 || (n < 0 && errno == EINTR))) {
+        for (ssize_t i = 0; more && i < n; i++) {
+            if (buf[i] != '\n') {
+                if (length < sizeof text - 1) text[length++] = buf[i];
+                continue;
+            }
+            text[length] = 0;
+            length = 0;
+            more = line(arg, text);
+        }
     }
-    return os_read("/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled", text, sizeof text) > 0 &&
-           (strstr(text, "[always]") || strstr(text, "[madvise]"));
+    int rc = more && n < 0 ? -errno : 0;
+    close(fd);
+    return rc;
+}
+
+#define THP "/sys/kernel/mm/transparent_hugepage/"
+
+static bool chosen(const char *text, const char *words) {
+    const char *open = strchr(text, '['), *end = open ? strchr(open, ']') : NULL;
+    if (!end) return false;
+    size_t n = (size_t)(end - open - 1);
+    for (const char *at = words; *at; at += strcspn(at, " "), at += strspn(at, " ")) {
+        if (strcspn(at, " ") == n && strncmp(at, open + 1, n) == 0) return true;
+    }
+    return false;
+}
+
+bool os_thp_allowed(uint64_t bytes, bool shared) {
+    const char *words = shared ? "always within_size advise force" : "always madvise";
+    char path[128], all[128] = "", text[128];
+    if (os_read(shared ? THP "shmem_enabled" : THP "enabled", all, sizeof all) < 0) return false;
+    if (shared && chosen(all, "deny")) return false;
+    if (shared && chosen(all, "force")) return true;
+    /* The switch of a size overrides the one for all, which it may inherit (Linux 6.8). */
+    snprintf(path, sizeof path, THP "hugepages-%llukB/%s", (unsigned long long)(bytes >> 10),
+             shared ? "shmem_enabled" : "enabled");
+    if (os_read(path, text, sizeof text) < 0) return bytes == OS_HUGE && chosen(all, words);
+    return chosen(text, words) || (chosen(text, "inherit") && chosen(all, words));
+}
+
+static uint64_t pool_file(const char *dir, const char *file) {
+    char path[160], text[32];
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    return os_read(path, text, sizeof text) > 0 ? strtoull(text, NULL, 10) : 0;
+}
+
+void os_hugetlb(uint64_t page, int node, struct os_pool *out) {
+    char all[96], dir[128];
+    snprintf(all, sizeof all, "/sys/kernel/mm/hugepages/hugepages-%llukB", (unsigned long long)(page >> 10));
+    snprintf(dir, sizeof dir, "/sys/devices/system/node/node%d/hugepages/hugepages-%llukB", node,
+             (unsigned long long)(page >> 10));
+    const char *at = node < 0 ? all : dir;
+    uint64_t total = pool_file(at, "nr_hugepages"), free = pool_file(at, "free_hugepages");
+    uint64_t promised = pool_file(all, "resv_hugepages"), surplus = pool_file(all, "surplus_hugepages");
+    uint64_t more = pool_file(all, "nr_overcommit_hugepages");
+    free = node < 0 ? (free > promised ? free - promised : 0) : free;
+    more = more > surplus ? more - surplus : 0;
+    *out = (struct os_pool){.total = (total + more) * page, .free = (free + more) * page};
+    snprintf(out->where, sizeof out->where, "%.70s/free_hugepages", at);
 }
 
 int os_overcommit_mode(void) {
@@ -101,7 +158,20 @@ int os_overcommit_mode(void) {
 
 /* --- mappings --------------------------------------------------------------------------------------------------- */
 
-int os_reserve(size_t bytes, size_t align, void **out, bool *lazy) {
+const struct os_mapping os_anonymous = {.fd = -1};
+
+static int flags_of(const struct os_mapping *what) {
+    int flags = MAP_NORESERVE | (what->shared ? MAP_SHARED : MAP_PRIVATE) | (what->fd < 0 ? MAP_ANONYMOUS : 0);
+    if (what->hugetlb) flags |= MAP_HUGETLB | (int)((unsigned)__builtin_ctzll(what->hugetlb) << 26);
+    return flags;
+}
+
+static int map_fixed(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset, int prot) {
+    void *at = mmap(addr, bytes, prot, flags_of(what) | MAP_FIXED, what->fd, (off_t)offset);
+    return at == MAP_FAILED ? -errno : 0;
+}
+
+int os_reserve(const struct os_mapping *what, size_t bytes, size_t align, void **out, bool *lazy) {
     size_t span = bytes + (align > OS_PAGE ? align : 0);
     if (span < bytes) return -ENOMEM;
     char *raw = map_none(span);
@@ -109,33 +179,42 @@ int os_reserve(size_t bytes, size_t align, void **out, bool *lazy) {
     char *base = (char *)(((uintptr_t)raw + align - 1) & ~(uintptr_t)(align - 1));
     if (base > raw) munmap(raw, (size_t)(base - raw));
     if (raw + span > base + bytes) munmap(base + bytes, (size_t)(raw + span - (base + bytes)));
+    int prot = PROT_READ | (what->readonly ? 0 : PROT_WRITE), rc = 0;
+    if (what->fd >= 0 || what->shared || what->hugetlb)
+        rc = map_fixed(what, base, bytes, 0, what->device ? prot : PROT_NONE);
     /* Under mlockall(MCL_FUTURE) a range made writable is populated whole at once, unless it was unlocked before. */
     (void)munlock(base, bytes);
-    *lazy = os_overcommit_mode() == 2;
-    if (!*lazy && mprotect(base, bytes, PROT_READ | PROT_WRITE) < 0) {
-        if (errno != ENOMEM) {
-            int err = errno;
-            munmap(base, bytes);
-            return -err;
-        }
-        *lazy = true;
+    bool may_be_lazy = !what->shared && !what->readonly && !what->device;
+    *lazy = may_be_lazy && !what->hugetlb && os_overcommit_mode() == 2;
+    if (rc == 0 && !*lazy && !what->device && mprotect(base, bytes, prot) < 0) {
+        if (errno == ENOMEM && may_be_lazy)
+            *lazy = true;
+        else
+            rc = -errno;
     }
-    *out = base;
-    return 0;
+    if (rc)
+        munmap(base, bytes);
+    else
+        *out = base;
+    return rc;
 }
 
 int os_unmap(void *addr, size_t bytes) { return munmap(addr, bytes) < 0 ? -errno : 0; }
 
 int os_open(void *addr, size_t bytes) { return mprotect(addr, bytes, PROT_READ | PROT_WRITE) < 0 ? -errno : 0; }
 
-int os_close(void *addr, size_t bytes) {
-    void *at = mmap(addr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    return at == MAP_FAILED ? -errno : 0;
+int os_close(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset) {
+    int rc = map_fixed(what, addr, bytes, what->fd < 0 ? 0 : offset, PROT_NONE);
+    (void)munlock(addr, bytes); /* see os_reserve */
+    return rc;
 }
 
 int os_map_at(void *addr, size_t bytes) {
     void *at = mmap(addr, bytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    /* RLIMIT_DATA, overcommit mode 2: to be read at least. */
+    if (at == MAP_FAILED && errno == ENOMEM)
+        at = mmap(addr, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
     if (at == MAP_FAILED) return -errno;
     if (at == addr) return 0;
     munmap(at, bytes); /* kernels before 4.17 take the address as a hint */
@@ -160,6 +239,21 @@ void os_touch(void *addr, size_t bytes, size_t page, bool write) {
     }
 }
 
+int os_touch_carefully(void *addr, size_t bytes, size_t page, bool write) {
+    static const struct timespec at_once;
+    static uint32_t nobody;
+    for (char *at = addr, *end = at + bytes; at < end; at += page) {
+        long rc;
+        do {
+            rc = write ? syscall(SYS_futex, &nobody, FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, 0, at,
+                                 FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0))
+                       : syscall(SYS_futex, at, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 1, &at_once, NULL, 0);
+        } while (rc < 0 && errno == EINTR);
+        if (rc < 0 && errno != EAGAIN && errno != ETIMEDOUT) return -errno;
+    }
+    return 0;
+}
+
 static int advise(void *addr, size_t bytes, int advice) {
     while (madvise(addr, bytes, advice) < 0) {
         if (errno != EAGAIN && errno != EINTR) return -errno;
@@ -173,6 +267,16 @@ int os_release(void *addr, size_t bytes) {
     return rc;
 }
 
+int os_remove(void *addr, size_t bytes) { return advise(addr, bytes, MADV_REMOVE); }
+
+int os_bind(void *addr, size_t bytes, int node) {
+    unsigned long mask[16] = {0};
+    if (node < 0 || (size_t)node >= sizeof mask * 8) return -EINVAL;
+    mask[(size_t)node / (8 * sizeof *mask)] = 1ul << ((size_t)node % (8 * sizeof *mask));
+    const int bind = 2; /* MPOL_BIND, of linux/mempolicy.h */
+    return syscall(SYS_mbind, addr, bytes, bind, mask, sizeof mask * 8, 0) < 0 ? -errno : 0;
+}
+
 int os_advise_huge(void *addr, size_t bytes, bool huge) {
     return advise(addr, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 }
@@ -182,7 +286,7 @@ int os_advise_dump(void *addr, size_t bytes, bool dump) {
 }
 
 int os_advise_fork(void *addr, size_t bytes, enum os_fork fork) {
-    if (fork == OS_FORK_COPY) return 0;
+    if (fork == OS_FORK_COPY || fork == OS_FORK_SHARE) return 0;
     return advise(addr, bytes, fork == OS_FORK_DROP ? MADV_DONTFORK : MADV_WIPEONFORK);
 }
 
@@ -233,23 +337,38 @@ static int residency_scan(int fd, uint64_t start, uint64_t end, struct os_reside
     }
 }
 
-/* Older kernels: present and swapped from pagemap; huge and zero pages cannot be told apart there. */
-static int residency_pagemap(int fd, uint64_t start, uint64_t end, struct os_residency *out) {
+/* Entries of /proc/self/pagemap, see the kernel's admin-guide/mm/pagemap.rst. */
+#define MAP_PRESENT ((uint64_t)1 << 63)
+#define MAP_SWAPPED ((uint64_t)1 << 62)
+#define MAP_EXCLUSIVE ((uint64_t)1 << 56)
+
+/* Bytes whose entry, of the bits in the mask, has these. */
+static int count_pagemap(int fd, uint64_t start, uint64_t end, uint64_t mask, uint64_t bits, uint64_t *out) {
     uint64_t entry[512];
     for (uint64_t at = start; at < end;) {
         size_t want = (end - at) / OS_PAGE;
         if (want > sizeof entry / sizeof *entry) want = sizeof entry / sizeof *entry;
         ssize_t got = pread(fd, entry, want * sizeof *entry, (off_t)(at / OS_PAGE * sizeof *entry));
         if (got <= 0) return got < 0 ? -errno : -EIO;
-        for (size_t i = 0; i < (size_t)got / sizeof *entry; i++) {
-            if (entry[i] >> 63)
-                out->present += OS_PAGE;
-            else if (entry[i] >> 62 & 1)
-                out->swapped += OS_PAGE;
-        }
+        for (size_t i = 0; i < (size_t)got / sizeof *entry; i++) *out += (entry[i] & mask) == bits ? OS_PAGE : 0;
         at += (size_t)got / sizeof *entry * OS_PAGE;
     }
     return 0;
+}
+
+uint64_t os_mapped_by_others(const void *addr, size_t bytes) {
+    uint64_t start = (uintptr_t)addr, count = 0;
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return bytes;
+    int rc = count_pagemap(fd, start, start + bytes, MAP_PRESENT | MAP_EXCLUSIVE, MAP_PRESENT, &count);
+    close(fd);
+    return rc ? bytes : count;
+}
+
+/* Older kernels: huge and zero pages cannot be told apart there. */
+static int residency_pagemap(int fd, uint64_t start, uint64_t end, struct os_residency *out) {
+    int rc = count_pagemap(fd, start, end, MAP_PRESENT, MAP_PRESENT, &out->present);
+    return rc ? rc : count_pagemap(fd, start, end, MAP_PRESENT | MAP_SWAPPED, MAP_SWAPPED, &out->swapped);
 }
 
 int os_residency(const void *addr, size_t bytes, struct os_residency *out) {

@@ -1,4 +1,4 @@
-/* os.h: every system call of the core, one contract each. This layer decides nothing.
+/* os.h: every system call of the core, one contract each; those on files are in os_file.h. This layer decides nothing.
  *
  * Unless said otherwise a function returns 0 or -errno and leaves things as they were when it fails.
  * Addresses and lengths are multiples of the page size the caller works with. */
@@ -24,35 +24,63 @@ struct os_features {
 };
 const struct os_features *os_features(void);
 
-/* Is a THP to be had by asking for it (madvise), as /sys says now? */
-bool os_thp_allowed(void);
+/* Are huge pages of so many bytes (64 KiB: mTHP, Linux 6.8; 2 MiB: THP) to be had by asking for them (MADV_HUGEPAGE), as
+ * /sys says now: for private anonymous memory, or for shared memory without a mount of its own (memfd)? */
+bool os_thp_allowed(uint64_t bytes, bool shared);
+
+/* A hugetlb pool, in bytes: how much it could still give, on one NUMA node or (node < 0) on all, surplus pages
+ * included, and how much it has in all, those that could be made included. *where: the file that says so. 0: there is no
+ * pool of this size. */
+struct os_pool {
+    uint64_t total, free;
+    char where[96];
+};
+void os_hugetlb(uint64_t page, int node, struct os_pool *out);
 /* vm.overcommit_memory: 0, 1 or 2; 0 where it cannot be read. */
 int os_overcommit_mode(void);
 
+/* What is mapped: private anonymous memory by default. */
+struct os_mapping {
+    int fd; /* -1: anonymous */
+    bool shared, readonly;
+    bool device;      /* its driver wants to see at once what it is mapped for */
+    uint64_t hugetlb; /* anonymous, of the pool with pages of so many bytes; else 0 */
+};
+extern const struct os_mapping os_anonymous;
+
 /* Reserves address space without memory or (outside overcommit mode 2) commit charge, at a multiple of align.
- * *lazy on return: pages are PROT_NONE and os_open has to be called before they are populated; chosen in overcommit
- * mode 2 and where RLIMIT_DATA forbids the whole range, else the range is readable and writable.
- * -ENOMEM: address space (RLIMIT_AS) or overcommit. -EAGAIN: RLIMIT_MEMLOCK under mlockall(MCL_FUTURE). */
-int os_reserve(size_t bytes, size_t align, void **out, bool *lazy);
+ * *lazy on return: pages are PROT_NONE and os_open has to be called before they are populated; chosen, for private
+ * writable mappings, in overcommit mode 2 and where RLIMIT_DATA forbids the whole range.
+ * -ENOMEM: address space (RLIMIT_AS) or overcommit. -EAGAIN: RLIMIT_MEMLOCK under mlockall(MCL_FUTURE), or a file whose
+ * pages are always locked. -EACCES, -EPERM, -ENODEV, …: the file does not allow it, as mmap(2). */
+int os_reserve(const struct os_mapping *what, size_t bytes, size_t align, void **out, bool *lazy);
 int os_unmap(void *addr, size_t bytes);
 /* Lazy ranges: may be populated from now on; charged in overcommit mode 2 (-ENOMEM when that is refused). */
 int os_open(void *addr, size_t bytes);
-/* Lazy ranges: releases, uncharges and closes. The kernel keeps the charge at a mere mprotect, so it is mapped anew;
- * the caller repeats its advice. */
-int os_close(void *addr, size_t bytes);
+/* Lazy ranges: releases, uncharges and closes. The kernel keeps the charge at a mere mprotect, so it is mapped anew, at
+ * its offset in the file; the caller repeats its advice. */
+int os_close(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset);
 
 /* MADV_POPULATE_WRITE or _READ. -EFAULT, -ENOMEM, -EHWPOISON, -EINVAL as madvise(2); part may be populated then. */
 int os_populate(void *addr, size_t bytes, bool write);
 /* Faults in every page of `page` bytes by an atomic OR of 0 into its last byte, which cannot lose another thread's
  * write; or by a load. Only for private anonymous memory: there is no answer but a signal when it fails. */
 void os_touch(void *addr, size_t bytes, size_t page, bool write);
-/* MADV_DONTNEED: private anonymous memory is gone and reads as zero. */
+/* The same by the kernel's hand: an atomic OR of 0 (futex(2), FUTEX_WAKE_OP) or a load (FUTEX_WAIT), 2 to 4 µs a page,
+ * which answers -EFAULT or -ENOMEM where a touch of ours would be a SIGBUS. For kernels without MADV_POPULATE. */
+int os_touch_carefully(void *addr, size_t bytes, size_t page, bool write);
+/* MADV_DONTNEED: the pages are not mapped any more. Private copies are gone with that, shared memory is not. */
 int os_release(void *addr, size_t bytes);
+/* MADV_REMOVE: frees shared memory that has no descriptor, for everybody. */
+int os_remove(void *addr, size_t bytes);
 
 int os_advise_huge(void *addr, size_t bytes, bool huge);
 int os_advise_dump(void *addr, size_t bytes, bool dump);
-enum os_fork { OS_FORK_COPY, OS_FORK_DROP, OS_FORK_WIPE };
+enum os_fork { OS_FORK_COPY, OS_FORK_SHARE, OS_FORK_DROP, OS_FORK_WIPE };
+/* COPY and SHARE are what the mapping does by itself. */
 int os_advise_fork(void *addr, size_t bytes, enum os_fork fork);
+/* Memory of the range comes from this NUMA node and no other. -EINVAL: no such node. -ENOSYS: a kernel without NUMA. */
+int os_bind(void *addr, size_t bytes, int node);
 /* Best effort: shown in /proc/self/maps where the kernel can. */
 void os_name(void *addr, size_t bytes, const char *name);
 /* Zero pages at exactly this range, which must be free: -EEXIST. */
@@ -63,12 +91,16 @@ struct os_residency {
     uint64_t present, huge, zero, swapped;
 };
 int os_residency(const void *addr, size_t bytes, struct os_residency *out);
+/* Bytes present that others have mapped too, as after a fork; all of them, where that cannot be told. */
+uint64_t os_mapped_by_others(const void *addr, size_t bytes);
 
 /* Copies between memory of this process by process_vm_readv or _writev. -EFAULT: not (or no longer) there; -EPERM. */
 int os_copy(void *memory, void *buffer, size_t bytes, bool into_memory);
 
 /* Reads a small file. The length, NUL-terminated, at most size - 1; or -errno. */
 int os_read(const char *path, char *buf, size_t size);
+/* Each line of a file, as long as `line` answers true; of a line longer than 4,095 bytes the rest is left out. */
+int os_each_line(const char *path, bool (*line)(void *arg, char *text), void *arg);
 uint64_t os_now_ns(void);
 void os_sleep_us(unsigned us);
 unsigned os_cpus(void);

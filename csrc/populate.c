@@ -10,21 +10,25 @@
 #define BREATH_US 1u            /* asked for; the timer makes it ~60 µs, which is what counts */
 #define THREAD_WORTH ((uint64_t)64 << 20)
 #define THREADS_MAX 16u
+#define PREPARE_STEP ((uint64_t)8 << 20) /* for one call of fallocate, which has more to do than its blocks */
 #define CALIBRATE 3u /* huge pages of each kind */
 
 /* Tail first or whole: found out once for the process. The only state of this file besides the helpers' count; racing
  * threads write the same kind of answer. */
 static struct {
-    uint32_t next;     /* atomic: which huge page of the calibration comes next */
-    uint64_t best[2];  /* atomic: the shortest time for a huge page, [0] whole [1] tail first */
-    uint32_t helpers;  /* atomic: threads of ours that run now */
-    uint32_t forks;    /* atomic: the forks this process is the child of, when `helpers` was last known */
-} shared = {.best = {UINT64_MAX, UINT64_MAX}};
+    struct trial {
+        uint32_t next;    /* atomic: which huge page of the calibration comes next */
+        uint64_t best[2]; /* atomic: the shortest time for a huge page, [0] whole [1] tail first */
+    } trial[2];           /* [0] by populate calls [1] by touches */
+    uint32_t helpers;     /* atomic: threads of ours that run now */
+    uint32_t forks;       /* atomic: the forks this process is the child of, when `helpers` was last known */
+} shared = {.trial = {{.best = {UINT64_MAX, UINT64_MAX}}, {.best = {UINT64_MAX, UINT64_MAX}}}};
 
 struct work {
     struct populate *plan;
     char *base;
     uint64_t bytes;
+    uint64_t step;
     uint64_t next;  /* atomic: the offset of the next piece */
     uint64_t done;  /* atomic */
     int32_t failed; /* atomic: the first -errno, which stops everybody */
@@ -53,41 +57,57 @@ static void breathe(struct breath *b, uint64_t now, uint64_t spent) {
 /* What the kernel cannot be asked is faulted in by hand. */
 static int fill(const struct populate *p, char *at, uint64_t n) {
     if (p->features->populate) return os_populate(at, n, p->write);
+    if (!p->touchable) return os_touch_carefully(at, n, OS_PAGE, p->write);
     os_touch(at, n, OS_PAGE, p->write);
     return 0;
 }
 
-static int one_piece(struct populate *p, char *at, uint64_t n, struct breath *b) {
-    int rc = p->write ? preflight_step(p->preflight, n) : 0;
-    if (rc) return rc;
-    bool may_touch = !__atomic_load_n(&p->preflight->oom_killer_off, __ATOMIC_RELAXED);
-    bool tail = p->huge && p->write && may_touch, calibrating = false;
-    if (tail && p->features->populate) {
-        uint32_t turn = __atomic_load_n(&shared.next, __ATOMIC_RELAXED);
-        if (turn < 2 * CALIBRATE) {
-            turn = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
-            calibrating = turn < 2 * CALIBRATE && n == OS_HUGE;
-            tail = !calibrating || (turn & 1);
-        } else {
-            /* In the favour of the tail: it also leaves the mmap_lock alone. */
-            uint64_t whole = __atomic_load_n(&shared.best[0], __ATOMIC_RELAXED);
-            uint64_t first = __atomic_load_n(&shared.best[1], __ATOMIC_RELAXED);
-            tail = first == UINT64_MAX || whole == UINT64_MAX || first <= whole + whole / 20;
-        }
+static int tail_first(const struct populate *p, char *at, uint64_t n, bool touch) {
+    if (touch) os_touch(at, n, p->page, true);
+    int rc = 0;
+    for (uint64_t end = p->page; rc == 0 && !touch && end <= n; end += p->page)
+        rc = os_populate(at + end - OS_PAGE, OS_PAGE, p->write);
+    return rc;
+}
+
+/* Is this piece to be populated tail first? *trial: the calibration that it is part of, or NULL. */
+static bool choose(const struct populate *p, uint64_t n, bool touch, struct trial **trial) {
+    struct trial *t = &shared.trial[touch];
+    *trial = NULL;
+    if (!p->features->populate) return touch;
+    uint32_t turn = __atomic_load_n(&t->next, __ATOMIC_RELAXED);
+    if (turn >= 2 * CALIBRATE) {
+        /* In the favour of the tail: as a touch it also leaves the mmap_lock alone. */
+        uint64_t whole = __atomic_load_n(&t->best[0], __ATOMIC_RELAXED);
+        uint64_t first = __atomic_load_n(&t->best[1], __ATOMIC_RELAXED);
+        return first == UINT64_MAX || whole == UINT64_MAX || first <= whole + whole / 20;
     }
+    turn = __atomic_fetch_add(&t->next, 1, __ATOMIC_RELAXED);
+    if (turn >= 2 * CALIBRATE || n != OS_HUGE || p->page != OS_HUGE) return true;
+    *trial = t;
+    return turn & 1;
+}
+
+static int one_step(struct populate *p, char *at, uint64_t n, struct breath *b) {
+    int rc = 0;
+    bool touch = p->touch && !__atomic_load_n(&p->preflight->oom_killer_off, __ATOMIC_RELAXED);
+    /* A page of 1 GiB is cleared forward as it is, and for a small one a call costs more than it saves. */
+    bool tail = p->page > OS_PAGE && (touch || (p->page == OS_HUGE && (p->write || !p->touchable)));
+    struct trial *trial = NULL;
+    if (tail) tail = choose(p, n, touch, &trial);
     uint64_t start = os_now_ns();
-    if (tail) os_touch(at, n, OS_HUGE, true);
+    if (tail) rc = tail_first(p, at, n, touch);
     uint64_t touched = os_now_ns();
-    rc = fill(p, at, n);
+    if (rc == 0) rc = fill(p, at, n);
     uint64_t end = os_now_ns();
-    if (calibrating) {
-        uint64_t *best = &shared.best[tail], old = __atomic_load_n(best, __ATOMIC_RELAXED);
+    if (trial) {
+        uint64_t *best = &trial->best[tail], old = __atomic_load_n(best, __ATOMIC_RELAXED);
         while (end - start < old &&
                !__atomic_compare_exchange_n(best, &old, end - start, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
         }
     }
     /* Only the populate call keeps others from the mmap_lock. */
-    if (rc == 0 && p->features->populate) breathe(b, end, end - touched);
+    if (rc == 0 && p->features->populate) breathe(b, end, end - (touch ? touched : start));
     return rc;
 }
 
@@ -96,13 +116,36 @@ static void fail(struct work *w, int rc) {
     __atomic_compare_exchange_n(&w->failed, &none, rc, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 
+static uint64_t step_of(const struct populate *p) { return p->page > POPULATE_STEP ? p->page : POPULATE_STEP; }
+
+static int may_have(struct populate *p, uint64_t bytes) {
+    int rc = p->costs ? preflight_step(p->preflight, bytes * p->costs) : 0;
+    if (rc) __atomic_store_n(&p->refused, true, __ATOMIC_RELAXED);
+    return rc;
+}
+
+static int one_piece(struct work *w, char *at, uint64_t n, struct breath *b) {
+    struct populate *p = w->plan;
+    uint64_t step = step_of(p), part;
+    /* To prepare it is to allocate all of it. */
+    int rc = p->prepare ? may_have(p, n) : 0;
+    if (rc == 0 && p->prepare) rc = p->prepare(p->prepare_arg, at, n);
+    for (uint64_t done = 0; rc == 0 && done < n; done += part) {
+        if (done && (rc = __atomic_load_n(&w->failed, __ATOMIC_RELAXED)) != 0) break;
+        part = n - done < step ? n - done : step;
+        if (!p->prepare) rc = may_have(p, part);
+        if (rc == 0) rc = one_step(p, at + done, part, b);
+    }
+    return rc;
+}
+
 /* false: nothing is left, or something failed. */
 static bool claim_piece(struct work *w, struct breath *b) {
     if (__atomic_load_n(&w->failed, __ATOMIC_RELAXED)) return false;
-    uint64_t at = __atomic_fetch_add(&w->next, POPULATE_STEP, __ATOMIC_RELAXED);
+    uint64_t at = __atomic_fetch_add(&w->next, w->step, __ATOMIC_RELAXED);
     if (at >= w->bytes) return false;
-    uint64_t n = w->bytes - at < POPULATE_STEP ? w->bytes - at : POPULATE_STEP;
-    int rc = one_piece(w->plan, w->base + at, n, b);
+    uint64_t n = w->bytes - at < w->step ? w->bytes - at : w->step;
+    int rc = one_piece(w, w->base + at, n, b);
     if (rc)
         fail(w, rc);
     else
@@ -129,8 +172,20 @@ static unsigned threads_for(const struct populate *p, uint64_t bytes) {
     return n ? (unsigned)n : 1;
 }
 
+/* May huge pages be touched first, and is there anybody whom that helps? */
+static bool may_touch(const struct populate *p, const char *base, uint64_t bytes) {
+    struct os_residency there;
+    if (!p->touchable || !p->fresh || !p->write || p->page == OS_PAGE) return false;
+    if (!p->features->populate) return true;
+    if (os_threads() <= 1 + __atomic_load_n(&shared.helpers, __ATOMIC_RELAXED)) return false;
+    /* UFFDIO_POISON's marks are entries in the page table that look like swap. */
+    return os_residency(base, bytes, &there) == 0 && there.swapped == 0;
+}
+
 int populate_range(struct populate *p, char *base, uint64_t bytes) {
-    struct work w = {.plan = p, .base = base, .bytes = bytes};
+    p->touch = may_touch(p, base, bytes);
+    struct work w = {.plan = p, .base = base, .bytes = bytes, .step = step_of(p)};
+    if (p->prepare && w.step < PREPARE_STEP) w.step = PREPARE_STEP;
     struct breath b = {.sleep_ns = 60000};
     pthread_t helper[THREADS_MAX];
     unsigned helpers = 0, want = threads_for(p, bytes) - 1;

@@ -10,6 +10,7 @@
 #include <pthread.h>
 
 #include "arena.h"
+#include "backing.h"
 #include "forks.h"
 #include "lock.h"
 #include "os.h"
@@ -17,7 +18,12 @@
 
 struct reservation_op {
     uint64_t first, end; /* pages */
+    uint64_t discard_end; /* not 0: up to here the file's data goes as well */
     bool release;
+    bool alone;  /* when it began nobody else could have put anything into the backing */
+    uint64_t allocated; /* bytes of the file when it began, see all_are_new */
+    bool locked; /* against peers in other processes */
+    bool parents; /* in the child of a fork made in its tick: what it made present in shared memory is the parent's */
     pthread_t thread;
     const struct reservation_op *behind; /* its thread waits for that one, in a tick of this one */
     struct reservation_op *next, *prev;
@@ -41,13 +47,17 @@ struct reservation {
     char *base;
     uint64_t pages;
     unsigned page_shift;
-    bool huge, lazy, dump, dropped, foreign; /* foreign: dropped, and the address belongs to someone else now */
+    struct backing backing;
+    bool lazy, dump, dropped, foreign; /* foreign: dropped, and the address belongs to someone else now */
     enum os_fork fork;
     const char *name;
     const struct os_features *features;
     struct preflight preflight;
 
     uint64_t *present, *writable; /* bit a page, lazily touched; writable is a subset of present */
+    uint64_t
+        *kept; /* absent here, but with a peer's data: a rollback leaves it. Atomic, and empty between operations */
+    bool any_kept;  /* atomic */
     size_t map_bytes;
     bool map_lazy;
 
@@ -62,6 +72,8 @@ struct reservation {
 int reservation_init(struct reservation *r, const struct reservation_config *config, bool watch,
                      struct arena_error *error);
 int reservation_fini(struct reservation *r);
+/* The same for one that is not wanted after all: a file it created there goes too. */
+int reservation_undo(struct reservation *r, const char *unlink_path);
 bool reservation_busy(struct reservation *r);
 
 /* -ENODATA: not all of it is committed (for writing). -EBUSY: it is being released. -EINVAL as reservation_commit. */
@@ -70,14 +82,19 @@ void reservation_look_away(struct reservation *r, struct reservation_view *v);
 
 /* A release in two halves, for a caller who must not let anybody commit in between: begin (an operation is noted, no system
  * call is made; -EAGAIN: another is in the way; -EBUSY: somebody looks) and finish. */
-int reservation_release_begin(struct reservation *r, struct reservation_op *op, uint64_t offset, uint64_t bytes);
+/* `whole`: also what was never committed of it is kept from others. */
+int reservation_release_begin(struct reservation *r, struct reservation_op *op, uint64_t offset, uint64_t bytes,
+                              bool whole);
 int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed, arena_tick tick,
                                void *arg, struct arena_error *error);
 
-/* Populates again, for writing, what is committed for writing in the range: `always`, or only where a fork has made it
- * copy-on-write. Errors as reservation_commit; nothing is rolled back, for nothing was absent. */
-int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool always, unsigned threads,
-                           arena_tick tick, void *arg, struct arena_error *error);
+/* Populates again, for writing, what is committed for writing in the range and was made copy-on-write by a fork. Errors as
+ * reservation_commit; nothing is rolled back, for nothing was absent. */
+int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsigned threads, arena_tick tick,
+                           void *arg, struct arena_error *error);
+
+/* Is what is committed for the first time, and again after a release, zero? */
+bool reservation_fresh_is_zero(const struct reservation *r);
 
 /* Would a commit of so much be refused by the preflight? Errors as reservation_commit. */
 int reservation_preflight(struct reservation *r, uint64_t offset, uint64_t bytes, struct arena_error *error);

@@ -7,7 +7,7 @@
 int table_reserve(struct table *t, size_t bytes) {
     void *base;
     t->bytes = (bytes + OS_PAGE - 1) & ~(OS_PAGE - 1);
-    int rc = os_reserve(t->bytes, OS_PAGE, &base, &t->lazy);
+    int rc = os_reserve(&os_anonymous, t->bytes, OS_PAGE, &base, &t->lazy);
     if (rc) return rc;
     t->base = base;
     /* A huge page here would be 2 MiB for the sake of a few entries. */
@@ -30,7 +30,7 @@ int table_populate(struct table *t, size_t offset, size_t bytes) {
 
 void table_clear(struct table *t) {
     if (t->lazy)
-        (void)os_close(t->base, t->bytes);
+        (void)os_close(&os_anonymous, t->base, t->bytes, 0);
     else
         (void)os_release(t->base, t->bytes);
 }

@@ -96,7 +96,7 @@ def test_alignment(align: Any) -> None:
         {"chunk": 0},
         {"chunk": 64},
         {"chunk": "2GiB"},
-        {"pages": "8K"},
+        {"pages": "12K"},
         {"pages": None},
         {"fork": "share"},
         {"populate": "maybe"},

@@ -111,7 +111,7 @@ def test_wipe() -> None:
 @pytest.mark.parametrize("pages", ["4K", "thp"])
 def test_fork_in_the_middle_of_anothers_commit(pages: str) -> None:
     for attempt in range(4):
-        a = Arena("4GiB", pages=pages)  # type: ignore[arg-type]
+        a = Arena("4GiB", pages=pages)
         kept = a.alloc("1MiB")
         kept[:] = b"k" * MIB
         started = threading.Event()

@@ -62,7 +62,7 @@ int bustle(reservation *r, uint64_t offset, const int *over) {
     int rc = 0;
     while (rc == 0 && !__atomic_load_n(over, __ATOMIC_RELAXED)) {
         rc = reservation_commit(r, offset, 4096, true, 1, NULL, NULL, NULL, NULL);
-        if (rc == 0) rc = reservation_release(r, offset, 4096, NULL, NULL, NULL, NULL);
+        if (rc == 0) rc = reservation_release(r, offset, 4096, false, NULL, NULL, NULL, NULL);
     }
     return rc;
 }
@@ -198,7 +198,7 @@ class Range:
 
     def release(self, offset: int, n: int, *, tick: Any = NULL) -> int:
         freed = ffi.new("uint64_t *", 12345)
-        must(self.lib.reservation_release(self.c, offset, n, freed, tick, NULL, self.error))
+        must(self.lib.reservation_release(self.c, offset, n, False, freed, tick, NULL, self.error))
         value: int = freed[0]
         return value
 

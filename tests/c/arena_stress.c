@@ -45,6 +45,8 @@ struct setting {
     enum arena_fork fork;
     uint64_t retain, decay_ns;
     bool read_only;
+    enum arena_backing backing;
+    bool shared;
 };
 
 struct worker {
@@ -134,6 +136,11 @@ static uint64_t resident(const void *base, uint64_t bytes) {
     for (uint64_t i = 0; i < bytes / PAGE; i++) sum += pages[i] & 1 ? PAGE : 0;
     return sum;
 }
+
+/* Of a private file mincore also tells what is behind it, and that is a fork's other half's as well. */
+#define MUST_RESIDE(setting, base, bytes)    \
+    MUST_BE(resident(base, (setting)->size), \
+            (!(setting)->shared && (setting)->backing) || resident(base, (setting)->size) == (bytes))
 
 /* --- one thread's blocks ---------------------------------------------------------------------------------------------- */
 
@@ -455,7 +462,7 @@ static void check_empty(arena *a, const struct setting *s) {
     MUST_BE(freed, freed == t.committed);
     arena_get(a, &t);
     MUST_BE(t.committed, t.committed == 0 && t.free_committed == 0);
-    MUST_BE(resident(arena_address(a), s->size), resident(arena_address(a), s->size) == 0);
+    MUST_RESIDE(s, arena_address(a), 0);
     MUST(arena_blocks(a, &cursor, &none, 64) == 0);
     MUST(arena_alloc(a, 64, 64, 0, NULL, NULL, &none, NULL) == 0);
     MUST(arena_reset(a) == 0 && arena_free(a, none.handle) == -EINVAL);
@@ -474,7 +481,11 @@ static void check_empty(arena *a, const struct setting *s) {
 
 static void round_of_arena(const struct setting *s, uint64_t slice_ns) {
     uint64_t clock = 0;
-    struct arena_config config = {.reservation = {.size = s->size, .pages = s->pages, .fork = s->fork},
+    struct arena_config config = {.reservation = {.size = s->size,
+                                                  .pages = s->pages,
+                                                  .fork = s->fork,
+                                                  .backing = s->backing,
+                                                  .shared = s->shared},
                                   .chunk = s->chunk,
                                   .read_only_populate = s->read_only,
                                   .retain = s->retain,
@@ -497,7 +508,8 @@ static uint64_t share(const struct worker *w) { return w->setting->size / WORKER
 /* Releases in everybody's halves. */
 static void release_shared(struct worker *w) {
     uint64_t half = share(w) / 2, at = draw(w, half), n = draw(w, half - at), freed;
-    int rc = reservation_release(w->reservation, draw(w, WORKERS) * share(w) + half + at, n, &freed, tick, w, NULL);
+    int rc = reservation_release(w->reservation, draw(w, WORKERS) * share(w) + half + at, n, false, &freed, tick, w,
+                                 NULL);
     (void)answered(w, rc, NULL, 0);
     MUST_BE(freed, freed <= n);
 }
@@ -532,7 +544,7 @@ static void use_own(struct worker *w, char *base, bool *held) {
         rc = reservation_copy(r, at, copy, sizeof copy, false);
         MUST_BE(rc, rc == -EPERM || (rc == 0 && memcmp(copy, base, sizeof copy) == 0));
         if (draw(w, 2) == 0) return;
-        rc = reservation_release(r, at, bytes, &freed, NULL, NULL, &error);
+        rc = reservation_release(r, at, bytes, false, &freed, NULL, NULL, &error);
         MUST_BE(freed, rc == 0 && freed == bytes);
         *held = false;
         return;
@@ -552,6 +564,11 @@ static void fork_reservation(struct worker *w, const char *base, bool held) {
     struct reservation_stats s;
     w->forks++;
     if (!is_child()) return;
+    if (w->setting->fork == ARENA_FORK_DROP) {
+        MUST(reservation_commit(w->reservation, 0, size, true, 1, NULL, NULL, &newly, NULL) == -ENOTCONN);
+        MUST(is_zero(base, share(w)));
+        _exit(0);
+    }
     if (held) {
         MUST(reservation_is_committed(w->reservation, w->id * share(w), share(w) / 2, true));
         check(base, share(w) / 2, share(w) / 2, w->id + 1);
@@ -560,10 +577,10 @@ static void fork_reservation(struct worker *w, const char *base, bool held) {
     reservation_get(w->reservation, &s);
     MUST_BE(s.committed, s.committed == size && newly <= size);
     MUST(resident((void *)s.address, size) == size);
-    MUST(reservation_release(w->reservation, 0, size, &freed, NULL, NULL, NULL) == 0);
+    MUST(reservation_release(w->reservation, 0, size, false, &freed, NULL, NULL, NULL) == 0);
     reservation_get(w->reservation, &s);
     MUST_BE(s.committed, s.committed == 0 && freed == size);
-    MUST(resident((void *)s.address, size) == 0);
+    MUST_RESIDE(w->setting, (void *)s.address, 0);
     _exit(0);
 }
 
@@ -596,34 +613,51 @@ static void *work_on_range(void *arg) {
 }
 
 static void round_of_reservation(const struct setting *s, uint64_t slice_ns) {
-    struct reservation_config config = {.size = s->size, .pages = s->pages, .fork = s->fork};
+    struct reservation_config config = {
+        .size = s->size, .pages = s->pages, .fork = s->fork, .backing = s->backing, .shared = s->shared};
     struct reservation_stats t;
     uint64_t freed;
     reservation *r;
     MUST(reservation_create(&config, &r, NULL) == 0);
     run_workers(work_on_range, s, NULL, r, slice_ns);
     reservation_get(r, &t);
-    MUST_BE(t.committed, resident((void *)t.address, s->size) == t.committed);
-    MUST(reservation_release(r, 0, s->size, &freed, NULL, NULL, NULL) == 0);
+    MUST_RESIDE(s, (void *)t.address, t.committed);
+    MUST(reservation_release(r, 0, s->size, false, &freed, NULL, NULL, NULL) == 0);
     MUST_BE(freed, freed == t.committed);
     reservation_get(r, &t);
     MUST_BE(t.committed, t.committed == 0);
-    MUST_BE(resident((void *)t.address, s->size), resident((void *)t.address, s->size) == 0);
+    MUST_RESIDE(s, (void *)t.address, 0);
     MUST(reservation_destroy(r) == 0);
 }
 
 int main(int argc, char **argv) {
     static const struct setting settings[] = {
-        {"64 KiB chunks, nothing retained", LARGEST, 64 * KIB, ARENA_PAGES_4K, ARENA_FORK_COPY, 0, 0, false},
-        {"64 KiB chunks, decay", LARGEST, 64 * KIB, ARENA_PAGES_4K, ARENA_FORK_DROP, 8 * MIB, 1000000, false},
-        {"huge pages, decay", LARGEST, 0, ARENA_PAGES_AUTO, ARENA_FORK_COPY, 16 * MIB, 1000000, false},
-        {"huge pages, all retained", LARGEST, 0, ARENA_PAGES_AUTO, ARENA_FORK_WIPE, UINT64_MAX, 0, false},
-        {"4 KiB chunks, crowded", 64 * MIB, 4 * KIB, ARENA_PAGES_4K, ARENA_FORK_COPY, 0, 0, false},
-        {"committed for reading", LARGEST, 64 * KIB, ARENA_PAGES_4K, ARENA_FORK_COPY, UINT64_MAX, 0, true},
+        {"64 KiB chunks, nothing retained", LARGEST, 64 * KIB, ARENA_PAGES_4K, ARENA_FORK_COPY, 0, 0, false,
+         ARENA_BACKING_AUTO, false},
+        {"64 KiB chunks, decay", LARGEST, 64 * KIB, ARENA_PAGES_4K, ARENA_FORK_DROP, 8 * MIB, 1000000, false,
+         ARENA_BACKING_AUTO, false},
+        {"huge pages, decay", LARGEST, 0, ARENA_PAGES_AUTO, ARENA_FORK_COPY, 16 * MIB, 1000000, false,
+         ARENA_BACKING_AUTO, false},
+        {"huge pages, all retained", LARGEST, 0, ARENA_PAGES_AUTO, ARENA_FORK_WIPE, UINT64_MAX, 0, false,
+         ARENA_BACKING_AUTO, false},
+        {"4 KiB chunks, crowded", 64 * MIB, 4 * KIB, ARENA_PAGES_4K, ARENA_FORK_COPY, 0, 0, false, ARENA_BACKING_AUTO,
+         false},
+        {"shared memfd, nothing retained", LARGEST, 64 * KIB, ARENA_PAGES_4K, ARENA_FORK_DROP, 0, 0, false,
+         ARENA_BACKING_MEMFD, true},
+        {"private memfd, decay", LARGEST, 64 * KIB, ARENA_PAGES_4K, ARENA_FORK_COPY, 8 * MIB, 1000000, false,
+         ARENA_BACKING_MEMFD, false},
+        {"committed for reading", LARGEST, 64 * KIB, ARENA_PAGES_4K, ARENA_FORK_COPY, UINT64_MAX, 0, true,
+         ARENA_BACKING_AUTO, false},
     };
     static const struct setting ranges[] = {
-        {"a range of 4 KiB pages", 64 * MIB, 0, ARENA_PAGES_4K, ARENA_FORK_COPY, 0, 0, false},
-        {"a range of huge pages", 128 * MIB, 0, ARENA_PAGES_AUTO, ARENA_FORK_COPY, 0, 0, false},
+        {"a range of 4 KiB pages", 64 * MIB, 0, ARENA_PAGES_4K, ARENA_FORK_COPY, 0, 0, false, ARENA_BACKING_AUTO,
+         false},
+        {"a range of a shared memfd", 64 * MIB, 0, ARENA_PAGES_4K, ARENA_FORK_DROP, 0, 0, false, ARENA_BACKING_MEMFD,
+         true},
+        {"a range of a private memfd", 64 * MIB, 0, ARENA_PAGES_4K, ARENA_FORK_COPY, 0, 0, false, ARENA_BACKING_MEMFD,
+         false},
+        {"a range of huge pages", 128 * MIB, 0, ARENA_PAGES_AUTO, ARENA_FORK_COPY, 0, 0, false, ARENA_BACKING_AUTO,
+         false},
     };
     enum { SETTINGS = sizeof settings / sizeof *settings, RANGES = sizeof ranges / sizeof *ranges };
     const char *text = getenv("ARENA_STRESS_SECONDS");

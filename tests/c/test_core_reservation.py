@@ -382,7 +382,7 @@ class Pages(RuleBasedStateMachine):
     @rule(a=places, b=places)
     def verify(self, a: int, b: int) -> None:
         start, end = min(a, b), max(a, b)
-        if any(self.is_for[page] == 2 for page in self.bad if start // PAGE <= page < -(-end // PAGE)):
+        if any(self.is_for[page] for page in self.bad if start // PAGE <= page < -(-end // PAGE)):
             cannot(self.r.verify, start, end - start)
         else:
             self.r.verify(start, end - start)

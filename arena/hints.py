@@ -1,0 +1,139 @@
+"""The sentences that say what to do about an error: by its errno, the step that failed, and the limit that was met."""
+
+from __future__ import annotations
+
+import errno as _errno
+
+__all__ = ["for_commit", "for_reserve"]
+
+_EHWPOISON = 133  # in the errno module from Python 3.14 on
+
+
+def _limit(where: str) -> str:
+    """What to do about a limit, by the file or mount point that says so."""
+    if "meminfo" in where:
+        return "the machine has no more memory: ask for less, lower `headroom`, or free memory elsewhere"
+    if "hugetlb." in where:
+        return f"raise the hugetlb cgroup's limit ({where}) or ask for less"
+    if "hugepages-" in where:
+        return (
+            f"the pool has no more huge pages ({where}): raise vm.nr_hugepages (for 1 GiB pages nr_hugepages in that "
+            "folder, or hugepagesz=1G hugepages=N at boot), or ask for less"
+        )
+    if "/memory." in where:
+        return f"raise the memory cgroup's limit ({where}; docker run --memory, systemd MemoryMax=) or ask for less"
+    if where == "/dev/shm" or where.endswith("/shm"):
+        return f"{where} is full: make it larger (docker run --shm-size, mount -o remount,size=), or free space in it"
+    if where:
+        return (
+            f"the file system at {where} is full: free space in it, make it larger (tmpfs, hugetlbfs: mount -o "
+            "remount,size=), or ask for less"
+        )
+    return (
+        "there is no more room for it (with vm.overcommit_memory=2: no more commit charge): ask for less, or free some"
+    )
+
+
+def for_commit(err: int, op: str, where: str, available: int | None) -> str:
+    """``where``: the file or mount point that says what was ``available`` (bytes)."""
+    if op == "readonly":
+        return "it is read-only: commit(populate='read')"
+    if op == "end of file":
+        return (
+            f"the file is only {available} bytes long, or has been truncated: commit within it, or make it longer "
+            "first (read_into() reads what may go away without a signal)"
+        )
+    if op == "discard":
+        return "the file was opened for reading only, or cannot be punched (fallocate(2), FALLOC_FL_PUNCH_HOLE)"
+    if err in (_errno.ENOSPC, _errno.EDQUOT):
+        return _limit(where)
+    if op == "preflight" or (err == _errno.ENOMEM and where and "MADV" in op):
+        return _limit(where)
+    if op == "mprotect":
+        return (
+            "the commit charge was refused: vm.overcommit_memory=2 (raise vm.overcommit_ratio or _kbytes) "
+            "or RLIMIT_DATA (ulimit -d)"
+        )
+    if err == _errno.EOPNOTSUPP:
+        return (
+            "this file system cannot allocate ahead (fallocate), and a hole in a file that is not ours is not written "
+            "to: use another file system, or fill the file first (dd, posix_fallocate)"
+        )
+    if err == _errno.EFBIG:
+        return "the file may not be that long: raise RLIMIT_FSIZE (ulimit -f), or ask for less"
+    if err == _errno.EPERM:
+        return "the file is sealed (F_SEAL_WRITE), or a security module forbids it"
+    if err == _errno.ENOMEM:
+        return "the kernel has no memory for it (or vm.max_map_count is reached): ask for less or free memory elsewhere"
+    if err == _errno.EINTR:
+        return "this is the child of a fork that was made in the middle of it: commit again"
+    if err == _errno.EFAULT:
+        return "there is nothing behind the range, or nothing that may be populated (memfd_secret, a guard page)"
+    if err == _errno.EINVAL:
+        return (
+            "the kernel cannot populate such a mapping: a device's or other special memory (VM_PFNMAP, VM_IO), or one "
+            "whose protection forbids it"
+        )
+    if err == _EHWPOISON:
+        return "a page of it has a hardware error: do not use this range, and see the kernel's log"
+    return "see the errno"
+
+
+def for_reserve(err: int, op: str, where: str, page: int, overcommit: int) -> str:
+    """``page``: the size in bytes that was insisted on, or 0; ``overcommit``: vm.overcommit_memory."""
+    if op == "end of file":
+        return "the file has less than one chunk: make it longer, or give a smaller chunk="
+    if op == "hugetlb pool":
+        knob = where.replace("free_hugepages", "nr_hugepages")
+        size = knob.rpartition("hugepages-")[2].partition("B")[0].upper()
+        return (
+            f"the pool has no huge pages: echo 512 > {knob} (as root; at boot: hugepagesz={size} hugepages=512), or "
+            "pages='auto'"
+        )
+    if op == "hugetlbfs":
+        return "hugetlb pages are for files on hugetlbfs (mount -t hugetlbfs none DIR), memfd and anonymous memory"
+    if op == "huge pages of shared memory":
+        return (
+            "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled (as root), for a tmpfs mount -o remount,"
+            "huge=advise, or pages='auto'; files on disk and private mappings of files have none"
+        )
+    if err == _errno.ENOTSUP and 0 < page < 2 << 20:
+        return (
+            f"echo madvise > /sys/kernel/mm/transparent_hugepage/hugepages-{page >> 10}kB/enabled (as root), with all "
+            "larger sizes at never, or pages='auto'"
+        )
+    if err == _errno.ENOTSUP:
+        return "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled (as root), or pages='4K'"
+    if op == "ftruncate" and err == _errno.EFBIG:
+        return "a file may not be that long here: raise RLIMIT_FSIZE (ulimit -f), or reserve less"
+    if op in ("ftruncate", "memfd_create") and err in (_errno.ENOSPC, _errno.EDQUOT):
+        return _limit(where)
+    if err in (_errno.EMFILE, _errno.ENFILE):
+        return "too many files are open: raise RLIMIT_NOFILE (ulimit -n)"
+    if op in ("open", "fd", "fstat"):
+        if err == _errno.EBADF:
+            return "fd= is no open file descriptor"
+        if err == _errno.ENOENT:
+            return "there is no such file, or no folder to make it in"
+        if err in (_errno.EACCES, _errno.EPERM, _errno.EROFS):
+            return "it may not be written: readonly=True, or shared=False, needs the right to read only"
+        if err == _errno.EEXIST:
+            return "it is a symbolic link to nothing, or somebody else makes and removes it at this moment"
+        return "it has to be a folder, a file, or missing in a folder that is there"
+    if err in (_errno.EACCES, _errno.EPERM) and op == "mmap":
+        return (
+            "the file is open or sealed against this: shared=True needs a descriptor open for reading and writing, "
+            "readonly=True one for reading"
+        )
+    if err == _errno.ENODEV:
+        return "files of this kind cannot be mapped (a folder, pipe or socket, or a file system without mmap)"
+    if err == _errno.EAGAIN:
+        return (
+            "mlockall(MCL_FUTURE) is on, or the file is memfd_secret, and RLIMIT_MEMLOCK is smaller than the "
+            "reservation: raise it (ulimit -l)"
+        )
+    if err == _errno.ENOMEM and overcommit == 2:
+        return "vm.overcommit_memory=2 refuses it: raise vm.overcommit_ratio, or reserve less"
+    if err == _errno.ENOMEM:
+        return "address space is limited: raise RLIMIT_AS (ulimit -v) or vm.max_map_count, or reserve less"
+    return f"{op} failed"

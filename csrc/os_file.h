@@ -1,0 +1,65 @@
+/* os_file.h: the system calls on files, one contract each; as os.h, of which it is the second half.
+ *
+ * Unless said otherwise a function returns 0 or -errno and leaves things as they were when it fails. Descriptors are
+ * close-on-exec. No function here raises SIGXFSZ: what RLIMIT_FSIZE forbids is -EFBIG. */
+#ifndef ARENA_OS_FILE_H
+#define ARENA_OS_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum os_file_type { OS_FILE_REGULAR, OS_FILE_TMPFS, OS_FILE_HUGETLBFS, OS_FILE_OTHER };
+
+struct os_file {
+    enum os_file_type type;
+    uint64_t size;
+    uint64_t allocated; /* bytes of blocks */
+    uint64_t page;      /* the size of a page of it: of hugetlbfs, else OS_PAGE */
+    uint64_t device;    /* which file system */
+};
+int os_file_look(int fd, struct os_file *out);
+/* Where the file system of this device is mounted; empty where that cannot be told. */
+void os_file_mount(uint64_t device, char *out, size_t size);
+/* Bytes free in its file system; UINT64_MAX where that has no limit of its own (memfd, a tmpfs without size=). */
+uint64_t os_file_room(int fd);
+/* A tmpfs mounted with huge=: does a page fault get huge pages there, after MADV_HUGEPAGE? */
+bool os_file_huge_allowed(uint64_t device);
+
+/* An anonymous file in memory, on pages of `huge` bytes (0: ordinary ones). -ENOSYS, -EINVAL: not in this kernel. */
+int os_memfd(const char *name, uint64_t huge, int *fd);
+/* It can neither shrink nor grow from now on. -EPERM, -EINVAL: this file cannot be sealed. */
+int os_seal_size(int fd);
+/* A file without a name in this directory, 0600, for reading and writing. */
+int os_open_unnamed(const char *dir, int *fd);
+/* Never waits for the other end of a FIFO. With `create` the file must not exist: -EEXIST. -EISDIR: a directory, and
+ * `write`; *directory tells it in any case. */
+int os_open_file(const char *path, bool write, bool create, int *fd, bool *directory);
+int os_dup(int fd, int *out);
+/* A second open file description of the same file, for locks of its own. Needs /proc. */
+int os_reopen(int fd, int *out);
+void os_close_file(int fd);
+/* Only if that is still the name of this file. */
+void os_unlink(const char *path, int fd);
+int os_truncate(int fd, uint64_t bytes);
+
+/* Allocates blocks; the file's size stays. -EOPNOTSUPP: this file system cannot. */
+int os_allocate(int fd, uint64_t offset, uint64_t bytes);
+/* Gives blocks back: the range reads as zeros, for everybody who maps the file. */
+int os_punch(int fd, uint64_t offset, uint64_t bytes);
+/* The next byte from offset on that is data (or hole); the end of the file, or UINT64_MAX, where there is none. Where
+ * the file system cannot tell, all is data. */
+uint64_t os_next_data(int fd, uint64_t offset, bool data);
+/* All of it, or an error. -EFAULT: the file ends before. */
+int os_read_at(int fd, uint64_t offset, void *buffer, size_t bytes);
+int os_write_at(int fd, uint64_t offset, const void *buffer, size_t bytes);
+int os_write_zeros(int fd, uint64_t offset, uint64_t bytes);
+
+/* Writes go to its end, wherever they are to go (O_APPEND). */
+bool os_appends(int fd);
+
+/* A lock on a range against other open file descriptions. -EAGAIN: one of them has it. Where a process has it by the older
+ * kind of lock (lockf), which is not ours, there is nothing to wait for: 0, and no lock. */
+int os_lock(int fd, uint64_t offset, uint64_t bytes, bool take);
+
+#endif

@@ -1,0 +1,483 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+
+#include "bitmap.h"
+#include "populate.h"
+#include "reservation_op.h"
+
+#define RELEASE_STEP ((uint64_t)64 << 20) /* 4 ms of 4 KiB pages: for how long one call keeps the mmap_lock */
+
+/* --- commit ----------------------------------------------------------------------------------------------------------- */
+
+int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end) {
+    char *at = at_page(r, first);
+    uint64_t bytes = bytes_of(r, end - first);
+    if (!r->lazy) return os_release(at, bytes);
+    int rc = os_close(&r->backing.mapping, at, bytes, bytes_of(r, first));
+    if (rc == 0) (void)reservation_advise(r, at, bytes);
+    return rc;
+}
+
+int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, bool discard) {
+    int rc = r->lazy ? reservation_unmap_pages(r, first, end) : 0;
+    return rc ? rc
+              : backing_give_back(&r->backing, at_page(r, first), bytes_of(r, first), bytes_of(r, end - first),
+                                  discard);
+}
+
+/* As far as it goes: what the file does not give back is at least not mapped. */
+static void undo(struct reservation *r, uint64_t first, uint64_t end) {
+    if (reservation_give_back(r, first, end, false)) (void)reservation_unmap_pages(r, first, end);
+}
+
+/* The part of [first, end) that a peer had data in stays in the file. */
+static void undo_ours(struct reservation *r, uint64_t first, uint64_t end) {
+    while (first < end) {
+        uint64_t kept = bit_next(r->kept, first, end, true);
+        if (kept > first) undo(r, first, kept);
+        first = bit_next(r->kept, kept, end, false);
+        if (first > kept) (void)reservation_unmap_pages(r, kept, first);
+    }
+}
+
+/* Are all pages that are mapped now, and were absent, new in the file? Of hugetlb pages only their number can be had. */
+static bool all_are_new(struct reservation *r, const struct reservation_op *op) {
+    uint64_t mapped = 0, now = backing_allocated(&r->backing);
+    /* A peer's page that was there could be taken for one of ours if he made another meanwhile. */
+    if (op->allocated != bytes_of(r, r->committed)) return false;
+    for (uint64_t from = op->first; from < op->end;) {
+        uint64_t start = bit_next(r->present, from, op->end, false);
+        struct os_residency there = {0};
+        from = bit_next(r->present, start, op->end, true);
+        if (from > start && os_residency(at_page(r, start), bytes_of(r, from - start), &there)) return false;
+        mapped += there.present;
+    }
+    return now >= op->allocated && now - op->allocated == mapped;
+}
+
+void reservation_roll_back(struct reservation *r, const struct reservation_op *op) {
+    bool all_ours = op->alone && backing_alone(&r->backing);
+    if (!op->alone && !op->parents && r->backing.ours && r->backing.kind->pool && r->backing.mapping.fd >= 0)
+        all_ours = all_are_new(r, op);
+    bool known = !op->alone && !op->parents && r->backing.ours && backing_shows_data(&r->backing);
+    for (uint64_t from = op->first; from < op->end;) {
+        uint64_t start = bit_next(r->present, from, op->end, false);
+        from = bit_next(r->present, start, op->end, true);
+        if (from == start) continue;
+        if (all_ours)
+            undo(r, start, from);
+        else if (known)
+            undo_ours(r, start, from);
+        else /* what cannot be told from a peer's is left to the peer */
+            (void)reservation_unmap_pages(r, start, from);
+    }
+}
+
+/* How the pieces of a commit are prepared. */
+struct preparation {
+    struct reservation *r;
+    const struct reservation_op *op;
+    bool write;
+    bool busy; /* atomic: a thread is allocating */
+};
+
+static void keep_data(struct reservation *r, uint64_t start, uint64_t end) {
+    uint64_t stop;
+    for (; start < end && backing_next_data(&r->backing, &start, &stop, end); start = stop) {
+        bit_fill_shared(r->kept, start >> r->page_shift, (stop + bytes_of(r, 1) - 1) >> r->page_shift, true);
+        __atomic_store_n(&r->any_kept, true, __ATOMIC_RELAXED);
+    }
+}
+
+static int prepare(void *self, char *at, uint64_t n) {
+    struct preparation *p = self;
+    struct reservation *r = p->r;
+    uint64_t offset = (uint64_t)(at - r->base);
+    if (!p->op->alone && r->backing.ours && backing_shows_data(&r->backing)) keep_data(r, offset, offset + n);
+    /* fallocate locks the file. Of shared memory, a second thread had better let the populating allocate than wait; it is
+     * told EFAULT when there is no room, and ENOSPC is read from that (backing_explain). */
+    bool busy = r->backing.kind->shmem && __atomic_exchange_n(&p->busy, true, __ATOMIC_ACQUIRE);
+    if (busy) return 0;
+    int rc = backing_allocate(&r->backing, offset, n, p->write);
+    __atomic_store_n(&p->busy, false, __ATOMIC_RELEASE);
+    return rc;
+}
+
+void reservation_forget_kept(struct reservation *r, const struct reservation_op *op) {
+    if (!__atomic_load_n(&r->any_kept, __ATOMIC_RELAXED)) return;
+    for (uint64_t from = op->first; from < op->end;) {
+        uint64_t start = bit_next(r->kept, from, op->end, true);
+        from = bit_next(r->kept, start, op->end, false);
+        bit_fill_shared(r->kept, start, from, false);
+    }
+}
+
+/* Which pages of an operation's range are populated. */
+enum which { LACKING, ALL, HAVING };
+
+static int populate_pages(struct reservation *r, const struct reservation_op *op, const uint64_t *map, enum which which,
+                          struct populate *p, const char **step) {
+    for (uint64_t from = op->first; from < op->end;) {
+        uint64_t start = which == ALL ? from : bit_next(map, from, op->end, which == HAVING);
+        from = which == ALL ? op->end : bit_next(map, start, op->end, which == LACKING);
+        if (from == start) continue;
+        int rc = 0;
+        if (r->lazy && which != HAVING) {
+            *step = "mprotect";
+            rc = os_open(at_page(r, start), bytes_of(r, from - start));
+        }
+        if (rc == 0) {
+            /* What is there already may have gone bad meanwhile: then a touch is a signal, and the call an answer. */
+            p->fresh = which == LACKING;
+            *step = p->write ? "madvise(MADV_POPULATE_WRITE)" : "madvise(MADV_POPULATE_READ)";
+            rc = populate_range(p, at_page(r, start), bytes_of(r, from - start));
+            if (rc && p->refused) *step = "preflight";
+        }
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+static struct populate plan(struct reservation *r, struct preparation *how, unsigned threads, arena_tick tick,
+                            void *arg) {
+    const struct backing_kind *kind = r->backing.kind;
+    return (struct populate){.features = r->features,
+                             .preflight = &r->preflight,
+                             .threads = threads,
+                             .write = how->write,
+                             .touchable = kind->touchable,
+                             .page = r->backing.page,
+                             .costs = how->write ? kind->write_costs : kind->read_costs,
+                             .prepare = r->backing.mapping.fd >= 0 ? prepare : NULL,
+                             .prepare_arg = how,
+                             .tick = tick,
+                             .tick_arg = arg,
+                             .fork_count = &forks_count};
+}
+
+static void finish_commit(struct reservation *r, struct reservation_op *op, bool write, bool again, uint32_t epoch,
+                          uint64_t *newly) {
+    uint64_t added = bit_fill(r->present, op->first, op->end, true);
+    if (write) (void)bit_fill(r->writable, op->first, op->end, true);
+    r->committed += added;
+    if (r->committed > r->peak) r->peak = r->committed;
+    /* After a fork pages are private again only once everything committed was populated in one go. */
+    if (again && r->committed == op->end - op->first) r->private_epoch = epoch;
+    if (op->end > r->top) r->top = op->end;
+    *newly = bytes_of(r, added);
+}
+
+/* A failure of a commit, told with what there was: by the preflight, or else by the backing and the machine. */
+static int explain_commit(struct reservation *r, struct arena_error *e, int rc, const char *op, uint64_t offset,
+                          uint64_t bytes, uint64_t requested, const struct preflight_report *report) {
+    struct arena_error unused;
+    if (!e) e = &unused;
+    reservation_explain(e, rc, op, offset, requested);
+    lock_take(&r->lock);
+    e->committed = bytes_of(r, r->committed);
+    lock_drop(&r->lock);
+    if (report) {
+        e->available = report->available;
+        memcpy(e->where, report->where, sizeof e->where);
+        return rc;
+    }
+    rc = backing_explain(&r->backing, rc, offset + bytes, requested, e);
+    e->err = -rc;
+    if (e->available == UINT64_MAX && (rc == -ENOMEM || rc == -EFAULT) && r->backing.kind->write_costs) {
+        struct preflight_report machine;
+        preflight_read(&r->preflight, &machine);
+        e->available = machine.available == UINT64_MAX ? UINT64_MAX : machine.available / r->backing.kind->write_costs;
+        memcpy(e->where, machine.where, sizeof e->where);
+    }
+    return rc;
+}
+
+/* Nothing is begun that is known to be too much: for the machine or the cgroup, or for what the backing itself has left.
+ * `absent`: bytes of which the backing has nothing yet. */
+static int preflight(struct reservation *r, uint64_t bytes, uint64_t absent, bool write,
+                     struct preflight_report *report) {
+    unsigned costs = write ? r->backing.kind->write_costs : r->backing.kind->read_costs;
+    int rc = costs ? preflight_whole(&r->preflight, bytes > UINT64_MAX / costs ? bytes : bytes * costs, report) : 0;
+    if (rc && report->available != UINT64_MAX) report->available /= costs;
+    struct arena_error full;
+    if (rc || (rc = backing_preflight(&r->backing, absent, &full)) == 0) return rc;
+    report->available = full.available;
+    memcpy(report->where, full.where, sizeof report->where);
+    return rc;
+}
+
+int reservation_preflight(struct reservation *r, uint64_t offset, uint64_t bytes, struct arena_error *error) {
+    struct preflight_report report = {.available = UINT64_MAX};
+    int rc = preflight(r, bytes, bytes, true, &report);
+    return rc ? explain_commit(r, error, rc, "preflight", offset, bytes, bytes, &report) : 0;
+}
+
+int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
+                       void *arg, uint64_t *newly, struct arena_error *error) {
+    uint64_t none;
+    if (!newly) newly = &none;
+    *newly = 0;
+    struct reservation_op op = {0};
+    if (!reservation_pages_of(r, offset, bytes, &op.first, &op.end))
+        return reservation_explain(error, -EINVAL, "range", offset, bytes);
+    if (write && r->backing.mapping.readonly)
+        return explain_commit(r, error, -EACCES, "readonly", offset, bytes, bytes, NULL);
+    const uint64_t *map = write ? r->writable : r->present;
+    uint64_t asked = 0;
+    bool again;
+
+    lock_take(&r->lock);
+    for (;;) {
+        if (r->dropped) {
+            lock_drop(&r->lock);
+            return reservation_explain(error, -ENOTCONN, "fork", offset, bytes);
+        }
+        again = write && r->shared_epoch != r->private_epoch;
+        bool there = bit_all(map, op.first, op.end);
+        struct reservation_op *other = op_in_the_way(r, op.first, op.end, there && !again);
+        if (!other && there && !again) {
+            lock_drop(&r->lock);
+            return 0;
+        }
+        if (!other) break;
+        int rc = op_wait_for(r, other, tick, arg, &asked);
+        if (rc) {
+            lock_drop(&r->lock);
+            return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
+        }
+    }
+    op_begin(r, &op);
+    uint32_t epoch = r->shared_epoch;
+    lock_drop(&r->lock);
+
+    uint64_t began = os_now_ns();
+    struct preparation how = {.r = r, .op = &op, .write = write};
+    struct populate p = plan(r, &how, threads, tick, arg);
+    uint64_t pages = op.end - op.first;
+    p.total = again ? bytes_of(r, pages) : bytes_of(r, pages - bit_count(map, op.first, op.end));
+    struct preflight_report report = {.available = UINT64_MAX};
+    const char *step = "preflight";
+    uint64_t lacking = bytes_of(r, pages - bit_count(map, op.first, op.end));
+    /* What a fork has made copy-on-write, and the child still has, is wanted a second time. */
+    if (again) lacking += os_mapped_by_others(at_page(r, op.first), bytes_of(r, pages));
+    int rc = preflight(r, lacking, bytes_of(r, pages - bit_count(r->present, op.first, op.end)), write, &report);
+    bool refused = rc != 0;
+    if (rc == 0) {
+        step = "wait";
+        rc = op_lock_peers(r, &op, tick, arg);
+        if (rc == 0 && !op.alone && r->backing.kind->pool) op.allocated = backing_allocated(&r->backing);
+    }
+    if (rc == 0) {
+        rc = populate_pages(r, &op, map, again ? ALL : LACKING, &p, &step);
+        /* First of all: in a cgroup without OOM killer every fault of this process hangs until memory is free again. */
+        if (rc) reservation_roll_back(r, &op);
+        reservation_forget_kept(r, &op);
+    }
+    op_unlock_peers(r, &op);
+
+    lock_take(&r->lock);
+    if (rc == 0) {
+        finish_commit(r, &op, write, again, epoch, newly);
+        r->commits++;
+        r->commit_ns += os_now_ns() - began;
+    }
+    op_end(r, &op);
+    return rc ? explain_commit(r, error, rc, step, offset, bytes, p.total, refused ? &report : NULL) : 0;
+}
+
+/* What is readable only, for `verify`: the rest of the present pages. */
+static int populate_readable(struct reservation *r, const struct reservation_op *op, struct populate *p) {
+    for (uint64_t from = op->first; from < op->end;) {
+        uint64_t start = bit_next(r->present, from, op->end, true), stop = bit_next(r->present, start, op->end, false);
+        uint64_t writable = bit_next(r->writable, start, stop, true);
+        from = writable > start ? writable : bit_next(r->writable, start, stop, false);
+        if (writable == start) continue;
+        int rc = populate_range(p, at_page(r, start), bytes_of(r, from - start));
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+/* Populates again what is committed in the range: what a fork has made copy-on-write; or (`all`) whatever it is. */
+static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all, unsigned threads, arena_tick tick,
+                      void *arg, struct arena_error *error) {
+    struct reservation_op op = {0};
+    if (!reservation_pages_of(r, offset, bytes, &op.first, &op.end))
+        return reservation_explain(error, -EINVAL, "range", offset, bytes);
+    uint64_t asked = 0;
+    lock_take(&r->lock);
+    for (;;) {
+        if (r->dropped || (!all && r->shared_epoch == r->private_epoch)) {
+            bool dropped = r->dropped;
+            lock_drop(&r->lock);
+            return dropped ? reservation_explain(error, -ENOTCONN, "fork", offset, bytes) : 0;
+        }
+        struct reservation_op *other = op_in_the_way(r, op.first, op.end, false);
+        if (!other) break;
+        int rc = op_wait_for(r, other, tick, arg, &asked);
+        if (rc) {
+            lock_drop(&r->lock);
+            return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
+        }
+    }
+    op_clip(r, &op);
+    op_begin(r, &op);
+    uint32_t epoch = r->shared_epoch;
+    lock_drop(&r->lock);
+    struct preparation how = {.r = r, .op = &op, .write = true}, reading = {.r = r, .op = &op, .write = false};
+    struct populate p = plan(r, &how, threads, tick, arg);
+    p.total = bytes_of(r, bit_count(all ? r->present : r->writable, op.first, op.end));
+    const char *step = "wait";
+    int rc = op_lock_peers(r, &op, tick, arg);
+    if (rc == 0) rc = populate_pages(r, &op, r->writable, HAVING, &p, &step);
+    if (rc == 0 && all) {
+        struct populate read = plan(r, &reading, threads, tick, arg);
+        read.done = p.done;
+        read.total = p.total;
+        step = "madvise(MADV_POPULATE_READ)";
+        rc = populate_readable(r, &op, &read);
+    }
+    reservation_forget_kept(r, &op);
+    op_unlock_peers(r, &op);
+    lock_take(&r->lock);
+    if (rc == 0 && op.first == 0 && op.end >= r->top) r->private_epoch = epoch;
+    op_end(r, &op);
+    return rc ? explain_commit(r, error, rc, step, offset, bytes_of(r, op.end) - offset, p.total, NULL) : 0;
+}
+
+int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsigned threads, arena_tick tick,
+                           void *arg, struct arena_error *error) {
+    return repopulate(r, offset, bytes, false, threads, tick, arg, error);
+}
+
+int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_tick tick, void *arg,
+                       struct arena_error *error) {
+    return repopulate(r, offset, bytes, true, 0, tick, arg, error);
+}
+
+int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation) {
+    struct reservation_view here;
+    /* Of a shared file all can be read, committed or not: the kernel does it without mapping anything. */
+    bool anywhere = !into_reservation && r->backing.kind->shared && r->backing.mapping.fd >= 0;
+    if (into_reservation && r->backing.mapping.readonly) return -EACCES;
+    int rc = reservation_glance(r, &here, anywhere ? 0 : offset, anywhere ? 0 : bytes, into_reservation);
+    if (rc) return r->dropped ? -ENOTCONN : rc;
+    rc = backing_copy(&r->backing, r->base + offset, offset, buffer, bytes, into_reservation);
+    reservation_look_away(r, &here);
+    return rc;
+}
+
+/* --- release ---------------------------------------------------------------------------------------------------------- */
+
+int reservation_release_begin(struct reservation *r, struct reservation_op *op, uint64_t offset, uint64_t bytes,
+                              bool whole) {
+    *op = (struct reservation_op){
+        .first = offset >> r->page_shift, .end = (offset + bytes) >> r->page_shift, .release = true};
+    lock_take(&r->lock);
+    int rc = r->dropped ? -ENOTCONN : 0;
+    if (rc == 0) {
+        struct reservation_op *other = op_in_the_way(r, op->first, op->end, false);
+        if (other)
+            rc = pthread_equal(other->thread, pthread_self()) ? -EDEADLK : -EAGAIN;
+        else if (reservation_looked_at(r, op->first, op->end))
+            rc = -EBUSY;
+    }
+    if (rc == 0) {
+        if (!whole) op_clip(r, op);
+        op_begin(r, op);
+    }
+    lock_drop(&r->lock);
+    return rc;
+}
+
+/* Whatever the file has in the range goes, committed here or not. */
+static int discard(struct reservation *r, const struct reservation_op *op, arena_tick tick, void *arg,
+                   struct arena_error *error) {
+    uint64_t step = bytes_of(r, 1) < RELEASE_STEP ? RELEASE_STEP : bytes_of(r, 1);
+    uint64_t at = bytes_of(r, op->first), end = bytes_of(r, op->discard_end), asked = os_now_ns();
+    int rc = 0;
+    for (uint64_t n; rc == 0 && at < end; at += n) {
+        n = end - at < step ? end - at : step;
+        rc = backing_give_back(&r->backing, r->base + at, at, n, true);
+        if (rc == 0 && tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
+            rc = tick(arg, at, end);
+            asked = os_now_ns();
+        }
+        if (rc) reservation_explain(error, rc, "discard", at, n);
+    }
+    return rc;
+}
+
+int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed, arena_tick tick,
+                               void *arg, struct arena_error *error) {
+    uint64_t began = os_now_ns(), asked = began, at = op->first, total = 0;
+    uint64_t step = bytes_of(r, 1) < RELEASE_STEP ? RELEASE_STEP >> r->page_shift : 1;
+    int rc = op_lock_peers(r, op, tick, arg);
+    if (rc) reservation_explain(error, rc, "wait", bytes_of(r, at), 0);
+    while (rc == 0 && at < op->end) {
+        uint64_t start = bit_next(r->present, at, op->end, true), limit = start + step;
+        uint64_t end = bit_next(r->present, start, limit < op->end ? limit : op->end, false);
+        if (end == start) break;
+        /* A private mapping has put nothing into a file that others know: what is there is theirs. */
+        bool theirs = !r->backing.kind->shared && r->backing.mapping.fd >= 0 && !backing_alone(&r->backing);
+        rc = theirs ? reservation_unmap_pages(r, start, end) : reservation_give_back(r, start, end, false);
+        if (rc) {
+            reservation_explain(error, rc, "release", bytes_of(r, start), bytes_of(r, end - start));
+            break;
+        }
+        lock_take(&r->lock);
+        uint64_t cleared = bit_fill(r->present, start, end, false);
+        (void)bit_fill(r->writable, start, end, false);
+        r->committed -= cleared;
+        lock_drop(&r->lock);
+        total += cleared;
+        at = end;
+        if (tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
+            rc = tick(arg, bytes_of(r, at - op->first), bytes_of(r, op->end - op->first));
+            if (rc) reservation_explain(error, rc, "release", bytes_of(r, at), bytes_of(r, op->end - at));
+            asked = os_now_ns();
+        }
+    }
+    if (rc == 0 && op->discard_end) rc = discard(r, op, tick, arg, error);
+    op_unlock_peers(r, op);
+    lock_take(&r->lock);
+    if (total) r->releases++;
+    r->release_ns += os_now_ns() - began;
+    if (rc && error) error->committed = bytes_of(r, r->committed);
+    op_end(r, op);
+    if (freed) *freed = bytes_of(r, total);
+    return rc;
+}
+
+int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool discard, uint64_t *freed, arena_tick tick,
+                        void *arg, struct arena_error *error) {
+    uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1), none;
+    if (!freed) freed = &none;
+    *freed = 0;
+    if (offset > size || bytes > size - offset) return reservation_explain(error, -EINVAL, "range", offset, bytes);
+    uint64_t start = (offset + page - 1) & ~(page - 1), end = (offset + bytes) & ~(page - 1);
+    if (start >= end) return 0;
+    discard = discard && r->backing.mapping.fd >= 0 && (!r->backing.ours || !r->backing.kind->shared);
+    if (discard && r->backing.mapping.readonly) return reservation_explain(error, -EACCES, "discard", offset, bytes);
+    struct reservation_op op;
+    uint64_t asked = 0;
+    int rc;
+    while ((rc = reservation_release_begin(r, &op, start, end - start, discard)) == -EAGAIN) {
+        lock_take(&r->lock);
+        const struct reservation_op *other = op_in_the_way(r, op.first, op.end, false);
+        rc = other ? op_wait_for(r, other, tick, arg, &asked) : 0;
+        lock_drop(&r->lock);
+        if (rc) return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
+    }
+    if (rc)
+        return reservation_explain(error, rc,
+                                   rc == -EDEADLK ? "re-entry"
+                                   : rc == -EBUSY ? "view"
+                                                  : "fork",
+                                   offset, bytes);
+    if (discard) op.discard_end = end >> r->page_shift;
+    return reservation_release_finish(r, &op, freed, tick, arg, error);
+}
+
+bool reservation_fresh_is_zero(const struct reservation *r) { return backing_fresh_is_zero(&r->backing); }
