@@ -1,10 +1,8 @@
-"""What the tests share: child processes, this process's faults, and the real things that need root."""
+"""What the tests share: child processes, and fixtures of the real things in machine.py and measure.py."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import resource
 import subprocess
 import sys
 import textwrap
@@ -12,6 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from machine import MemoryCgroup, memory_cgroup
+from measure import faults_writing as faults_writing
+from measure import minor_faults as minor_faults
+from measure import rss as rss
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -64,68 +66,10 @@ def in_child(work: Callable[[], object]) -> None:
     assert status == 0, f"the child ended with {status}: {said}"
 
 
-def minor_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-
-
-def faults_writing(view: memoryview, byte: int = 1) -> int:
-    """The faults of writing all of it. By a call that was rehearsed and allocates next to nothing, for the memory of
-    the interpreter may fault too: after a fork, for instance."""
-    rehearsal = bytearray(8)
-    count = -1
-    for target in (memoryview(rehearsal), view):
-        at = ctypes.addressof(ctypes.c_char.from_buffer(target))
-        before = minor_faults()
-        ctypes.memset(at, byte, len(target))
-        count = minor_faults() - before
-    return count
-
-
-def rss() -> int:
-    """Resident bytes of this process, from the page tables: statm's counters lag by a batch for each CPU and thread."""
-    with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("Rss:"):
-                return int(line.split()[1]) * 1024
-    raise AssertionError("no Rss in smaps_rollup")
-
-
-class MemoryCgroup:
-    """A memory cgroup of our own, v1 or v2."""
-
-    def __init__(self, path: Path, limit_file: str) -> None:
-        self.path = path
-        self.limit_file = limit_file
-
-    def limit(self, nbytes: int) -> None:
-        (self.path / self.limit_file).write_text(str(nbytes))
-
-    def enter(self) -> None:
-        """For a child, before exec."""
-        (self.path / "cgroup.procs").write_text(str(os.getpid()))
-
-
 @pytest.fixture
 def cgroup() -> Iterator[MemoryCgroup]:
-    if os.geteuid() != 0:
-        pytest.skip("a memory cgroup needs root")
-    name = f"arena-test-{os.getpid()}"
-    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-    try:
-        if (v1 / "memory.limit_in_bytes").exists() or (v1 / "cgroup.procs").exists():
-            group = MemoryCgroup(v1 / name, "memory.limit_in_bytes")
-        elif "memory" in (v2 / "cgroup.controllers").read_text():
-            (v2 / "cgroup.subtree_control").write_text("+memory")
-            group = MemoryCgroup(v2 / name, "memory.max")
-        else:
-            pytest.skip("the memory controller is in no cgroup hierarchy here")
-        group.path.mkdir()
-    except OSError as error:
-        pytest.skip(f"cannot make a memory cgroup: {error}")
-    try:
+    with memory_cgroup() as group:
         yield group
-    finally:
-        group.path.rmdir()
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIB, MIB, MemoryCgroup, run_child
+from conftest import GIB, MIB, run_child
+from machine import MemoryCgroup
 
 
 def test_a_memory_cgroup_limit_is_an_error_and_not_a_kill(cgroup: MemoryCgroup) -> None:

@@ -1,0 +1,83 @@
+"""What the kernel says of this process: its faults, and which pages are present."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import resource
+import struct
+
+PAGE = mmap.PAGESIZE
+
+
+def minor_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+
+def faults_writing(view: memoryview, byte: int = 1) -> int:
+    """The faults of writing all of it. By a call that was well rehearsed and allocates next to nothing, for the
+    memory of the interpreter may fault too: after a fork each of its pages, and it goes round in them."""
+    rehearsal = bytearray(1 << 16)
+    count = -1
+    for target in (*[memoryview(rehearsal)] * 500, view):
+        at = ctypes.addressof(ctypes.c_char.from_buffer(target))
+        before = minor_faults()
+        ctypes.memset(at, byte, len(target))
+        count = minor_faults() - before
+    return count
+
+
+def rss() -> int:
+    """Resident bytes of this process, from the page tables: statm's counters lag by a batch for each CPU and thread."""
+    with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("Rss:"):
+                return int(line.split()[1]) * 1024
+    raise AssertionError("no Rss in smaps_rollup")
+
+
+PRESENT, SOFT_DIRTY = 1 << 63, 1 << 55
+
+
+def pagemap(address: int, nbytes: int) -> list[int]:
+    """/proc/self/pagemap: an entry for each page."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as file:
+        file.seek(address // PAGE * 8)
+        raw = file.read(nbytes // PAGE * 8)
+    return list(struct.unpack(f"{len(raw) // 8}Q", raw))
+
+
+def resident(address: int, nbytes: int) -> int:
+    """The bytes present of this range, by smaps, pages of the hugetlb pool included."""
+    total, inside = 0, False
+    with open("/proc/self/smaps", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            first = line.split(maxsplit=1)[0]
+            if not first.endswith(":"):
+                start, _, end = first.partition("-")
+                inside = int(start, 16) >= address and int(end, 16) <= address + nbytes
+            elif inside and first in ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def descriptor_behind(address: int) -> int | None:
+    """A descriptor, somebody's, of the file that is mapped there. None: there is none."""
+    with open("/proc/self/maps", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            span, _, _, device, inode = line.split()[:5]
+            if int(span.partition("-")[0], 16) == address:
+                break
+        else:
+            return None
+    if inode == "0":
+        return None
+    major, minor = (int(part, 16) for part in device.split(":"))
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            there = os.fstat(fd)
+            if (there.st_dev, there.st_ino) == (os.makedev(major, minor), int(inode)):
+                return fd
+    return None

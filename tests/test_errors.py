@@ -1,0 +1,38 @@
+"""What cannot be had is an exception that says what to do, and leaves all as it was: the table is in refusals.py.
+
+Each case has a child of its own, which must end by itself: no SIGBUS, no SIGKILL.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel import CANNOT
+from refusals import CASES, Case
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_error(case: Case, tmp_path: Path) -> None:
+    with case.machine(tmp_path) as place:
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("refusals.py")), case.name, str(place.path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            preexec_fn=place.enter,
+            check=False,
+        )
+    if done.returncode == CANNOT:
+        pytest.skip(done.stdout.strip())
+    if done.returncode:
+        end = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit {done.returncode}"
+        pytest.fail(f"{end}\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+def test_every_case_has_its_own_name() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
