@@ -1,4 +1,5 @@
-"""The extension module: arena._core, from arena/_core.pyx and every file of csrc/. All else is in pyproject.toml."""
+"""The extension modules: arena._core, from arena/_core.pyx and every file of csrc/, and arena.bench._calls. All else is
+in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -33,9 +34,10 @@ class BuildExt(build_ext):
     """Compiles csrc/ by itself, so that its warnings can be errors and those of Cython's C are not."""
 
     def build_extension(self, ext: Extension) -> None:
-        ext.extra_objects = self.compiler.compile(
-            CORE, output_dir=self.build_temp, include_dirs=["csrc"], extra_postargs=FLAGS + WARNINGS
-        )
+        if ext.name == "arena._core":
+            ext.extra_objects = self.compiler.compile(
+                CORE, output_dir=self.build_temp, include_dirs=["csrc"], extra_postargs=FLAGS + WARNINGS
+            )
         super().build_extension(ext)
 
 
@@ -74,7 +76,8 @@ setup(
                 extra_compile_args=FLAGS,
                 extra_link_args=["-pthread"],
                 depends=[*CORE, *HEADERS, *PARTS],
-            )
+            ),
+            Extension("arena.bench._calls", ["arena/bench/_calls.pyx"], extra_compile_args=FLAGS),
         ],
         build_dir="build/cython",
     ),

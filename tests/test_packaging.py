@@ -57,19 +57,24 @@ def test_the_sdist_has_all_sources(sdist: set[str]) -> None:
         for folder, pattern in (
             ("csrc", "*.[ch]"),
             ("arena", "*.p*"),
+            ("arena/bench", "*"),
             ("tests", "*.py"),
             ("tests/c", "*"),
             ("bench", "*.py"),
         )
         for path in ROOT.glob(f"{folder}/{pattern}")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.suffix not in (".pyc", ".so")
     }
     assert sources <= sdist
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"} <= sdist
 
 
 def test_the_sdist_has_nothing_that_was_built(sdist: set[str]) -> None:
-    built = {name for name in sdist if re.search(r"\.(so|o|pyc)$|^arena/(_core\.c|include)|__pycache__|^build/", name)}
+    built = {
+        name
+        for name in sdist
+        if re.search(r"\.(so|o|pyc)$|^arena/(_core\.c|bench/_calls\.c|include)|__pycache__|^build/", name)
+    }
     assert not built
 
 
@@ -80,7 +85,9 @@ def test_the_wheel_has_what_its_users_compile_and_check_against(wheel: Path) -> 
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     assert header == (ROOT / "csrc" / "arena.h").read_bytes()
     assert {"arena/_core.pyi", "arena/_core.pxd", "arena/__init__.pxd", "arena/py.typed"} <= names
-    assert len([name for name in names if re.fullmatch(r"arena/_core\..*\.so", name)]) == 1
+    assert {"arena/bench/published-2021.csv", "arena/bench/_calls.pyi"} <= names
+    for module in ("arena/_core", "arena/bench/_calls"):
+        assert len([name for name in names if re.fullmatch(rf"{module}\..*\.so", name)]) == 1
     assert not [name for name in names if name.endswith((".pyx", ".c"))]
     assert not [name for name in names if not re.match(r"arena/|sparse_arena-", name)]
     assert "License-Expression: MIT" in metadata
