@@ -1,0 +1,54 @@
+"""The worked examples run, and say what they should."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import run_child
+
+BALLOON = """
+import sys
+from arena.examples import balloon
+sys.argv = ["balloon", "--limit", "64MiB", "--seconds", "1", "--seed", "5", *ARGUMENTS]
+sys.exit(balloon.main())
+"""
+
+
+def refused(output: str) -> int:
+    found = re.search(r"plugs refused +(\d+)", output)
+    assert found, output
+    return int(found[1])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--shared"]])
+def test_the_balloon_survives_every_failed_plug(arguments: list[str], child: Callable[..., str]) -> None:
+    said = child(BALLOON.replace("ARGUMENTS", repr(arguments)))
+    if "RLIMIT_DATA" in said and arguments:
+        pytest.skip("no memory cgroup here, and RLIMIT_DATA does not count shared memory")
+    assert refused(said) > 0
+    assert "the first refusal: [Errno" in said
+
+
+def test_the_balloon_where_it_may_make_no_cgroup(child: Callable[..., str]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the same as the test above, for who is not root")
+    beneath = """
+import sys
+from pathlib import Path
+sys.path.insert(0, HERE)
+from machine import mounted
+with mounted("tmpfs", "arena-test", Path("/sys/fs/cgroup"), "ro"):
+""".replace("HERE", repr(str(Path(__file__).parent)))
+    said = child(beneath + textwrap.indent(BALLOON.replace("ARGUMENTS", "[]"), "    "))
+    assert "by RLIMIT_DATA" in said
+    assert refused(said) > 0
+
+
+def test_nonsense_is_refused() -> None:
+    done = run_child(BALLOON.replace("ARGUMENTS", '["--size", "1MiB"]'))
+    assert done.returncode == 2 and "--size" in done.stderr
