@@ -21,6 +21,7 @@ import _measure as m
 BENCHMARKS = {
     "faults.py": ["--seconds", "1", "--blocks", "20000"],
     "populate.py": ["--repeat", "2", "--size", "64MiB"],
+    "backings.py": ["--repeat", "1", "--size", "16MiB"],
     "stall.py": ["--repeat", "2", "--size", "64MiB"],
     "alloc.py": ["--repeat", "2", "--blocks", "20000"],
     "zero.py": ["--repeat", "2", "--size", "4MiB"],
