@@ -15,6 +15,8 @@ from measure import faults_writing as faults_writing
 from measure import minor_faults as minor_faults
 from measure import rss as rss
 
+from arena import cli
+
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -83,3 +85,18 @@ def overcommit() -> Iterator[Callable[[int], object]]:
         yield lambda mode: knob.write_text(str(mode))
     finally:
         knob.write_text(before)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``python -m arena`` in this process: the exit status, and what it printed and complained of."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        try:
+            status = cli.main([*map(str, args)])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import io
 import os
 import re
@@ -17,18 +18,8 @@ Demo = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def demo(capsys: pytest.CaptureFixture[str]) -> Demo:
-    """Runs the demo in this process: the exit status, and what it printed and complained of."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        try:
-            status = cli.main(["demo", "--rounds", "1", *map(str, args)])
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+def demo(command: Demo) -> Demo:
+    return functools.partial(command, "demo", "--rounds", "1")
 
 
 @pytest.fixture
