@@ -122,9 +122,12 @@ def test_for_reading_it_can_be_read_without_a_fault(kind: dict[str, Any]) -> Non
         with pytest.raises(ValueError, match="for writing"):
             r.view("8MiB")
         view = r.view("8MiB", readonly=True)
-        before = minor_faults()
-        assert view[0] == view[PAGE] == view[5 * MIB] == view[8 * MIB - 1] == 0
-        assert minor_faults() == before
+        # Rehearsed, for the interpreter's own pages are copy-on-write after an earlier test's fork.
+        for target in (*[memoryview(bytes(8 * MIB))] * 300, view):
+            before = minor_faults()
+            assert target[0] == target[PAGE] == target[5 * MIB] == target[8 * MIB - 1] == 0
+            count = minor_faults() - before
+        assert count == 0
         view.release()
         assert r.commit("8MiB") == 0  # present already; now for writing too
         assert faults_writing(r.view("8MiB")) == 0

@@ -194,13 +194,15 @@ def test_c_writes_without_a_page_fault(c: Table, a: Arena) -> None:
     pages = 16 * MIB // 4096
     values = array.array("I", range(0, pages * 512, 512))
     _, h = c.open(a, pages * 512)
-    # Once to bring in the code and the values, and then on memory that nobody has written yet.
-    assert c.add(h, values) == 0
     _, other = c.open(a, pages * 512)
-    before = minor_faults()
-    rc = c.add(other, values)
-    assert minor_faults() - before == 0
-    assert rc == 0
+    # Often, to bring in the code, the values and the interpreter's own pages, which an earlier test's fork has made
+    # copy-on-write; and then on memory that nobody has written yet.
+    for target in (*[h] * 300, other):
+        before = minor_faults()
+        rc = c.add(target, values)
+        count = minor_faults() - before
+        assert rc == 0
+    assert count == 0
     assert other.counts[512] == 1
 
 
@@ -306,11 +308,13 @@ def test_cython_allocates_and_frees_in_all_threads(scratch: ModuleType, a: Arena
 
 def test_cython_writes_without_a_page_fault(scratch: ModuleType, a: Arena) -> None:
     a.warm("16MiB")
-    scratch.sort(shuffled(100), a)
     values = shuffled(1 << 18)
-    before = minor_faults()
-    scratch.sort(values, a)
-    assert minor_faults() - before == 0
+    # Rehearsed as above, with blocks that leave most of the warmed memory untouched.
+    for some in (*[shuffled(100)] * 300, values):
+        before = minor_faults()
+        scratch.sort(some, a)
+        count = minor_faults() - before
+    assert count == 0
 
 
 def test_cython_gets_errors_as_minus_errno(scratch: ModuleType) -> None:
