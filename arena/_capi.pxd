@@ -44,7 +44,7 @@ cdef extern from "arena.h" nogil:
         uint64_t decay_ns
     cdef struct arena_stats:
         uint64_t reserved, committed, live, free_committed, blocks, peak_committed, peak_live, commits, releases
-        uint64_t commit_ns, release_ns, largest_free, free
+        uint64_t commit_ns, release_ns, largest_free, free, overflows
     cdef struct arena_api:
         uint32_t version
         arena_handle *(*of)(void *)
@@ -104,6 +104,21 @@ cdef extern from "arena_internal.h" nogil:
         pass
     int reservation_look(reservation_handle *, reservation_view *, uint64_t, uint64_t, bint)
     void reservation_look_away(reservation_handle *, reservation_view *)
+
+
+cdef extern from "heap.h" nogil:
+    cdef struct heap:
+        arena_handle *arena
+        c_bool overflow
+        void *(*leave)() noexcept
+        void (*come_back)(void *) noexcept
+        arena_tick tick
+        void *arg
+    void *heap_malloc(void *, size_t)
+    void *heap_calloc(void *, size_t, size_t)
+    void *heap_realloc(void *, void *, size_t)
+    void heap_free(void *, void *, size_t)
+    int heap_why(arena_handle *, arena_error *)
 
 
 cdef extern from "errno.h" nogil:

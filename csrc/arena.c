@@ -127,15 +127,6 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     return 0;
 }
 
-/* Under the lock: is it this caller who has to unmap, once the lock is dropped? */
-static bool last_one(struct arena *a) {
-    if (a->refuse != -ESHUTDOWN || a->unmapped || a->index.blocks || a->pins) return false;
-    if (a->pending || reservation_busy(&a->reservation))
-        return false; /* a resize, a trim: they ask again at their end */
-    a->unmapped = true;
-    return true;
-}
-
 int arena_close(arena *a) {
     lock_take(&a->lock);
     if (!a->unmapped && (a->pending || reservation_busy(&a->reservation))) {
@@ -143,7 +134,7 @@ int arena_close(arena *a) {
         return -EBUSY;
     }
     a->refuse = -ESHUTDOWN;
-    bool unmap = last_one(a);
+    bool unmap = arena_last_one(a);
     lock_drop(&a->lock);
     if (unmap) (void)reservation_fini(&a->reservation);
     return 0;
@@ -194,7 +185,7 @@ static uint64_t step_of(uint64_t align) {
     return align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
 }
 
-int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
+static inline int try(struct arena *a, uint64_t bytes, uint64_t align, bool heap, struct arena_block *out) {
     struct freelist_block b;
     uint64_t want = granules_of(bytes), step = step_of(align);
     lock_take(&a->lock);
@@ -206,10 +197,19 @@ int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out)
     }
     uint64_t virgin = a->virgin;
     note_use(a, &b);
+    a->heap_blocks += heap;
     lock_drop(&a->lock);
     describe(a, &b, out);
     out->dirty = dirty_part(a, virgin, &b);
     return 0;
+}
+
+int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
+    return try(a, bytes, align, false, out);
+}
+
+int arena_try_heap(arena *a, uint64_t bytes, struct arena_block *out) {
+    return try(a, bytes, FREELIST_GRANULE, true, out);
 }
 
 static void pending_begin(struct arena *a, struct arena_pending *p) {
@@ -274,7 +274,7 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
             }
             (void)freelist_free(f, b->handle);
             undo_use(a, offset, size, before);
-            bool unmap = last_one(a);
+            bool unmap = arena_last_one(a);
             lock_drop(&a->lock);
             if (unmap) (void)reservation_fini(&a->reservation);
             return rc ? rc : arena_explain(error, -ECANCELED, "reset", bytes, UINT64_MAX);
@@ -300,10 +300,11 @@ int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_
     struct freelist_block b;
     struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
     uint64_t dirty;
-    if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW))
+    if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW | ARENA_HEAP))
         return arena_explain(error, -EINVAL, "flags", flags, UINT64_MAX);
     int rc = alloc_locked(a, bytes, align, flags, &how, &b, &dirty, error);
     if (rc) return rc;
+    a->heap_blocks += (flags & ARENA_HEAP) != 0;
     lock_drop(&a->lock);
     describe(a, &b, out);
     out->dirty = dirty;
@@ -322,8 +323,9 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
     for (;;) {
         lock_take(&a->lock);
         int rc = freelist_get(f, handle, &old);
-        /* In a fork's child the memory behind the block may be the parent's to give out. */
-        if (rc == 0 && a->borrowed && granules_of(bytes) > old.size) rc = -EXDEV;
+        /* In a fork's child the memory behind the block is the parent's to give out, or there is none. */
+        if (rc == 0 && granules_of(bytes) > old.size)
+            rc = a->borrowed ? -EXDEV : a->reservation.dropped ? -ENOTCONN : 0;
         if (rc == 0) rc = freelist_resize(f, handle, granules_of(bytes), 0, &b);
         if (rc == 0) {
             uint64_t virgin = a->virgin;
@@ -335,7 +337,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             } else if (freelist_get(f, handle, &b) != 0) { /* freed meanwhile */
                 rc = arena_explain(error, -ECANCELED, "resize", bytes, UINT64_MAX);
             }
-            bool unmap = last_one(a);
+            bool unmap = arena_last_one(a);
             lock_drop(&a->lock);
             if (unmap) (void)reservation_fini(&a->reservation);
             describe(a, &b, out);
@@ -347,152 +349,6 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
         rc = arena_index_extend(a, rc, &b, &how, error);
         if (rc) return rc;
     }
-}
-
-/* --- free, retention, release ------------------------------------------------------------------------------------------- */
-
-/* Under the lock: bytes of free memory that are to be released now. */
-static uint64_t beyond(const struct arena *a, uint64_t free_committed) {
-    uint64_t keep = a->retain > a->floor ? a->retain : a->floor;
-    return free_committed > keep ? free_committed - keep : 0;
-}
-
-/* Memory is due when it was free during the whole of the last decay time: the low-water mark of a window. */
-static bool retention(struct arena *a, uint64_t now) {
-    uint64_t chunk = (uint64_t)1 << a->chunk_shift, free_committed = bytes_of(a->index.free_committed);
-    if (a->decay_ns == 0) {
-        a->due = beyond(a, free_committed);
-    } else if (now >= a->window_end) {
-        a->due = a->window_end ? beyond(a, bytes_of(a->low)) : 0;
-        a->low = a->index.free_committed;
-        a->window_end = a->decay_ns < UINT64_MAX - now ? now + a->decay_ns : UINT64_MAX;
-    }
-    return a->due >= chunk;
-}
-
-static int give(struct arena *a, uint64_t handle, bool pin, bool *due) {
-    uint64_t now = a->decay_ns && a->retain != UINT64_MAX ? a->now_ns(a->now_arg) : 0;
-    *due = false;
-    lock_take(&a->lock);
-    int rc = freelist_free(&a->index, handle);
-    bool unmap = false;
-    if (rc == 0) {
-        a->pins += pin;
-        if (__builtin_expect(a->refuse != 0, 0))
-            unmap = last_one(a);
-        else if (a->retain != UINT64_MAX)
-            *due = retention(a, now);
-    }
-    lock_drop(&a->lock);
-    if (unmap) (void)reservation_fini(&a->reservation);
-    return rc;
-}
-
-int arena_give(arena *a, uint64_t handle, bool *due) { return give(a, handle, false, due); }
-int arena_give_pinned(arena *a, uint64_t handle, bool *due) { return give(a, handle, true, due); }
-
-void arena_unpin(arena *a) {
-    lock_take(&a->lock);
-    if (a->pins) a->pins--;
-    bool unmap = last_one(a);
-    lock_drop(&a->lock);
-    if (unmap) (void)reservation_fini(&a->reservation);
-}
-
-/* Releases one run of at most `bytes`; the lock is held on entry and dropped on return. */
-static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct arena_error *error) {
-    struct freelist_span span;
-    struct reservation_op op;
-    *freed = 0;
-    /* A lazy range is closed when it is released, and a freed block's object may still be read through. */
-    int rc = a->unmapped || a->borrowed || (a->reservation.lazy && a->pins) ? -ENOENT : 0;
-    if (rc == 0) rc = freelist_pick(&a->index, bytes >> a->chunk_shift, &span);
-    if (rc == 0) {
-        rc = reservation_release_begin(&a->reservation, &op, span.first << a->chunk_shift, span.count << a->chunk_shift,
-                                       false);
-        if (rc) freelist_commit(&a->index, span.first, span.count, 0);
-        if (rc && rc != -EAGAIN) arena_explain(error, rc, "release", bytes, UINT64_MAX);
-    }
-    if (rc) {
-        lock_drop(&a->lock);
-        return rc;
-    }
-    uint64_t start = span.first << (a->chunk_shift - FREELIST_GRANULE_SHIFT);
-    uint64_t end = (span.first + span.count) << (a->chunk_shift - FREELIST_GRANULE_SHIFT), virgin = a->virgin;
-    if (a->virgin <= end && a->virgin > start) a->virgin = start;
-    if (a->index.committed_granules == 0 && a->index.blocks == 0) a->virgin = 0;
-    /* It is not free any more, and not due. */
-    if (a->index.free_committed < a->low) a->low = a->index.free_committed;
-    uint64_t gone = span.count << a->chunk_shift;
-    a->due = a->due > gone ? a->due - gone : 0;
-    lock_drop(&a->lock);
-    rc = reservation_release_finish(&a->reservation, &op, freed, NULL, NULL, error);
-    if (rc) { /* some of it is there still, and not zero */
-        lock_take(&a->lock);
-        if (a->virgin < virgin) a->virgin = virgin;
-        uint64_t chunk = (uint64_t)1 << a->chunk_shift;
-        for (uint64_t c = span.first; c < span.first + span.count; c++) {
-            if (reservation_is_committed(&a->reservation, c << a->chunk_shift, chunk, !a->read_only_populate))
-                freelist_commit(&a->index, c, 1, 0);
-        }
-        lock_drop(&a->lock);
-    }
-    lock_take(&a->lock);
-    bool unmap = last_one(a);
-    lock_drop(&a->lock);
-    if (unmap) (void)reservation_fini(&a->reservation);
-    return rc;
-}
-
-int arena_collect(arena *a) {
-    for (;;) {
-        uint64_t freed, chunk = (uint64_t)1 << a->chunk_shift;
-        lock_take(&a->lock);
-        /* Some of what was due may be in use again. */
-        uint64_t most = a->retain == UINT64_MAX ? 0 : beyond(a, bytes_of(a->index.free_committed));
-        if (a->decay_ns == 0 || a->due > most) a->due = most;
-        uint64_t due = a->due;
-        if (due < chunk) {
-            lock_drop(&a->lock);
-            return 0;
-        }
-        int rc = release_one(a, due, &freed, NULL);
-        if (rc) return rc == -ENOENT || rc == -EAGAIN ? 0 : rc;
-        if (freed == 0) return 0;
-    }
-}
-
-int arena_free(arena *a, uint64_t handle) {
-    bool due;
-    int rc = arena_give(a, handle, &due);
-    if (rc == 0 && due) (void)arena_collect(a); /* the block is free either way */
-    return rc;
-}
-
-/* Releases free committed chunks until at most `keep` bytes and a chunk of them are left. */
-static int trim(struct arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error) {
-    uint64_t part;
-    *freed = 0;
-    for (;;) {
-        lock_take(&a->lock);
-        uint64_t have = bytes_of(a->index.free_committed);
-        if (have <= keep || have - keep < (uint64_t)1 << a->chunk_shift) {
-            lock_drop(&a->lock);
-            return 0;
-        }
-        int rc = release_one(a, have - keep, &part, error);
-        *freed += part;
-        if (rc) return rc == -ENOENT || rc == -EAGAIN ? 0 : rc;
-    }
-}
-
-int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error) {
-    uint64_t unused;
-    if (!freed) freed = &unused;
-    lock_take(&a->lock);
-    a->floor = 0;
-    lock_drop(&a->lock);
-    return trim(a, keep, freed, error);
 }
 
 /* --- warm --------------------------------------------------------------------------------------------------------------- */
@@ -511,7 +367,7 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void
     rc = reservation_repopulate(&a->reservation, 0, size, threads, tick, arg, error);
     lock_take(&a->lock);
     LIST_REMOVE(a->pending, &here);
-    bool unmap = last_one(a);
+    bool unmap = arena_last_one(a);
     lock_drop(&a->lock);
     if (unmap) (void)reservation_fini(&a->reservation);
     if (rc == 0) rc = alloc_locked(a, bytes, FREELIST_GRANULE, HOLD, &how, &b, &unused, error);
@@ -524,41 +380,22 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void
     lock_take(&a->lock);
     if (a->floor == bytes) a->floor = floor;
     lock_drop(&a->lock);
-    (void)trim(a, before, &unused, NULL);
+    (void)arena_release_free(a, before, &unused, NULL);
     return arena_explain(error, rc, "populating the index", bytes, UINT64_MAX);
 }
 
-/* --- all the blocks ----------------------------------------------------------------------------------------------------- */
+/* --- looking at it ------------------------------------------------------------------------------------------------------ */
 
-static int reset(struct arena *a, bool pin) {
-    uint64_t now = a->decay_ns && a->retain != UINT64_MAX ? a->now_ns(a->now_arg) : 0;
-    lock_take(&a->lock);
-    if (a->pending) {
-        lock_drop(&a->lock);
-        return -EBUSY;
-    }
-    if (pin) a->pins += a->index.blocks;
-    freelist_reset(&a->index);
-    __atomic_fetch_add(&a->epoch, 1, __ATOMIC_RELEASE);
-    bool due = a->retain != UINT64_MAX && retention(a, now);
-    bool unmap = last_one(a);
-    lock_drop(&a->lock);
-    if (unmap)
-        (void)reservation_fini(&a->reservation);
-    else if (due)
-        (void)arena_collect(a);
-    return 0;
+int arena_find_locked(struct arena *a, const void *address, struct freelist_block *out) {
+    uintptr_t offset = (uintptr_t)address - (uintptr_t)a->base;
+    if (offset & (FREELIST_GRANULE - 1) || offset >= bytes_of(a->index.layout.granules)) return -ENOENT;
+    return freelist_find(&a->index, granules_of(offset), out);
 }
 
-int arena_reset(arena *a) { return reset(a, false); }
-int arena_reset_pinned(arena *a) { return reset(a, true); }
-
 int arena_find(arena *a, const void *address, struct arena_block *out) {
-    uintptr_t offset = (uintptr_t)address - (uintptr_t)a->base;
     struct freelist_block b;
-    if (offset & (FREELIST_GRANULE - 1)) return -ENOENT;
     lock_take(&a->lock);
-    int rc = offset >= bytes_of(a->index.layout.granules) ? -ENOENT : freelist_find(&a->index, granules_of(offset), &b);
+    int rc = arena_find_locked(a, address, &b);
     lock_drop(&a->lock);
     if (rc == 0) describe(a, &b, out);
     return rc;
@@ -592,7 +429,8 @@ void arena_get(arena *a, struct arena_stats *out) {
                                 .commit_ns = r.commit_ns,
                                 .release_ns = r.release_ns,
                                 .largest_free = bytes_of(s.largest_free),
-                                .free = bytes_of(s.free)};
+                                .free = bytes_of(s.free),
+                                .overflows = a->overflows};
     lock_drop(&a->lock);
 }
 

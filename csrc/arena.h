@@ -133,6 +133,7 @@ struct arena_block {
 struct arena_stats {
     uint64_t reserved, committed, live, free_committed, blocks, peak_committed, peak_live, commits, releases;
     uint64_t commit_ns, release_ns, largest_free, free;
+    uint64_t overflows; /* what its heaps (heap.h) took from malloc instead */
 };
 
 enum { ARENA_ZERO = 1, ARENA_NO_GROW = 2 };
@@ -169,7 +170,8 @@ int arena_find(arena *a, const void *address, struct arena_block *out);
 int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error);
 /* Releases free committed chunks until at most `keep` bytes and a chunk of free memory are left; bytes to *freed. */
 int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error);
-/* Every block is freed; handles are stale. The caller sees to it that nobody uses them. -EBUSY: one is being committed. */
+/* Every block is freed; handles are stale. The caller sees to it that nobody uses them. -EBUSY: one is being committed, or
+ * some are a heap's (heap.h). */
 int arena_reset(arena *a);
 
 void arena_get(arena *a, struct arena_stats *out);

@@ -27,6 +27,10 @@ struct arena {
     struct freelist index;
 
     uint64_t epoch;       /* atomic: moves at a reset */
+    uint64_t heap_blocks; /* live blocks that are known by their address only (heap.h) */
+    uint64_t overflows;   /* of its heaps */
+    int last_rc;          /* why a heap could not be served, last; 0: never */
+    struct arena_error last_error;
     uint64_t pins;        /* objects that may still point at blocks which are freed: the mapping stays for them */
     uint64_t due;         /* bytes, for decay */
     uint64_t window_end;  /* ns */
@@ -60,6 +64,19 @@ static inline uint64_t bytes_of(uint64_t granules) { return granules << FREELIST
 static inline uint64_t granules_of(uint64_t bytes) {
     return (bytes >> FREELIST_GRANULE_SHIFT) + ((bytes & (FREELIST_GRANULE - 1)) != 0);
 }
+
+/* Under the lock: is it this caller who has to unmap, once the lock is dropped? */
+bool arena_last_one(struct arena *a);
+/* Under the lock: the block that begins there, or -ENOENT. */
+int arena_find_locked(struct arena *a, const void *address, struct freelist_block *out);
+/* arena_trim, but what was warmed stays so. */
+int arena_release_free(struct arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error);
+
+/* For heap.c: blocks without a handle, which reset has to leave alone. A flag of arena_alloc, beside ARENA_ZERO; and
+ * arena_give for the block of this handle or, with 0, at this address. -ENODEV: the arena's memory is gone. */
+#define ARENA_HEAP 0x40000000u
+int arena_try_heap(struct arena *a, uint64_t bytes, struct arena_block *out);
+int arena_give_heap(struct arena *a, const void *address, uint64_t handle, bool *due);
 
 /* The index's memory (arena_index.c). To be called outside the lock. arena_index_free also undoes half of a create. */
 int arena_index_create(struct arena *a, uint64_t size, struct arena_error *error);

@@ -1,4 +1,4 @@
-/* Many threads on one arena, then on one reservation, through arena.h alone. Built and run by tests/c/sanitize.
+/* Many threads on one arena, then on one reservation, through arena.h and heap.h alone. Built and run by tests/c/sanitize.
  *
  * Each round has a new arena of another kind. What a thread wrote into its blocks it finds there again, what it is told is
  * zero is zero, and at the end of a round nothing is left over. Commits are refused by their tick now and then, while others
@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "arena.h"
+#include "heap.h"
 
 #define WORKERS 8u
 #define HELD 1500u /* times the workers: several times what the index has room for at first */
@@ -56,8 +57,10 @@ struct worker {
     arena *arena;
     reservation *reservation;
     uint64_t state, end_ns, live;
+    struct heap heap;
     struct arena_block held[HELD];
     uint64_t mark[HELD];
+    bool in_heap[HELD]; /* to be freed by its address */
     uint32_t count;
     bool refused, nested; /* its tick has refused; it is inside one */
     uint64_t allocs, refusals, forks;
@@ -152,8 +155,9 @@ static uint64_t some_size(struct worker *w) {
     return 1 + draw(w, most[draw(w, w->id % 2 ? 4 : 8)]);
 }
 
-static void keep(struct worker *w, const struct arena_block *b) {
+static void keep(struct worker *w, const struct arena_block *b, bool in_heap) {
     w->held[w->count] = *b;
+    w->in_heap[w->count] = in_heap;
     w->mark[w->count] = draw(w, UINT64_MAX);
     fill(b->address, b->bytes, w->mark[w->count++]);
     w->live += b->bytes;
@@ -228,7 +232,31 @@ static void alloc_one(struct worker *w) {
     }
     if (rc) return;
     check_new(w, &b, n, align, flags & ARENA_ZERO);
-    keep(w, &b);
+    keep(w, &b, false);
+}
+
+static void *leave(void) { return &workers; }
+static void come_back(void *held) { MUST(held == &workers); }
+
+/* What a heap said: NULL is what the tick refused, or a full arena. */
+static bool heap_answered(struct worker *w, const void *at) {
+    MUST_BE(errno, at ? !w->refused : errno == ENOMEM);
+    w->refusals += w->refused;
+    w->refused = false;
+    return at != NULL;
+}
+
+static void malloc_one(struct worker *w) {
+    uint64_t n = some_size(w);
+    bool zero = draw(w, 2) != 0;
+    struct arena_block b;
+    if (w->count == HELD || w->live + n > LIVE_MOST) return;
+    void *at = zero ? heap_calloc(&w->heap, 1, n) : heap_malloc(&w->heap, n);
+    if (!heap_answered(w, at)) return;
+    MUST(arena_find(w->arena, at, &b) == 0);
+    if (zero) b.dirty = 0;
+    check_new(w, &b, n, 64, zero);
+    keep(w, &b, true);
 }
 
 static void forget(struct worker *w, uint32_t i) {
@@ -236,6 +264,7 @@ static void forget(struct worker *w, uint32_t i) {
     w->count--;
     w->held[i] = w->held[w->count];
     w->mark[i] = w->mark[w->count];
+    w->in_heap[i] = w->in_heap[w->count];
 }
 
 static void check_held(const struct worker *w, uint32_t i) {
@@ -244,9 +273,12 @@ static void check_held(const struct worker *w, uint32_t i) {
 
 static void free_one(struct worker *w, uint32_t i) {
     uint64_t handle = w->held[i].handle;
+    void *at = w->in_heap[i] ? w->held[i].address : NULL;
     check_held(w, i);
     forget(w, i);
-    if (draw(w, 2)) {
+    if (at) {
+        heap_free(&workers[draw(w, WORKERS)].heap, at, 12345);
+    } else if (draw(w, 2)) {
         MUST(arena_free(w->arena, handle) == 0);
     } else {
         bool due;
@@ -265,11 +297,30 @@ static void find_one(const struct worker *w, uint32_t i) {
     if (b->bytes > 64) MUST(arena_find(w->arena, (char *)b->address + 64, &found) == -ENOENT);
 }
 
+static void realloc_one(struct worker *w, uint32_t i, uint64_t n) {
+    struct arena_block *had = &w->held[i], b;
+    void *at = heap_realloc(&w->heap, had->address, n);
+    if (!heap_answered(w, at)) {
+        find_one(w, i);
+        return;
+    }
+    MUST(arena_find(w->arena, at, &b) == 0);
+    MUST_BE(b.bytes, b.bytes == rounded(n));
+    check(at, had->bytes, b.bytes, w->mark[i]);
+    w->live += b.bytes - had->bytes;
+    *had = b;
+    fill(at, b.bytes, w->mark[i]);
+}
+
 static void resize_one(struct worker *w, uint32_t i) {
     struct arena_block *had = &w->held[i], b;
     struct arena_error error, *e = draw(w, 2) ? &error : NULL;
     uint64_t n = 1 + draw(w, draw(w, 2) ? had->bytes : 2 * had->bytes);
     if (n > 4 * MIB) return;
+    if (w->in_heap[i]) {
+        realloc_one(w, i, n);
+        return;
+    }
     int rc = arena_resize(w->arena, had->handle, n, draw(w, 4) ? tick : NULL, w, &b, e);
     if (!answered(w, rc, e, -ENOSPC)) {
         find_one(w, i);
@@ -342,6 +393,8 @@ static void do_something(struct worker *w) {
         list_all(w);
     else if (what < 15)
         look(w);
+    else if (what < 150)
+        malloc_one(w);
     else if (!w->count || what < 560)
         alloc_one(w);
     else if (what < 900)
@@ -442,10 +495,11 @@ static void run_workers(void *(*run)(void *), const struct setting *s, arena *a,
         w->setting = s;
         w->arena = a;
         w->reservation = r;
+        w->heap = (struct heap){.arena = a, .leave = leave, .come_back = come_back, .tick = tick, .arg = w};
         w->end_ns = end;
         MUST(w->count == 0 && w->live == 0);
-        MUST(pthread_create(&w->thread, NULL, run, w) == 0);
     }
+    for (unsigned i = 0; i < WORKERS; i++) MUST(pthread_create(&workers[i].thread, NULL, run, &workers[i]) == 0);
     for (unsigned i = 0; i < WORKERS; i++) MUST(pthread_join(workers[i].thread, NULL) == 0);
 }
 

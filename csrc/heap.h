@@ -1,0 +1,35 @@
+/* heap.h: malloc's interface on an arena, for those who know memory by its address only, such as NumPy's data handlers (NEP 49)
+ * and STL allocators. Each function takes the heap as void *, which is how such interfaces pass it.
+ *
+ * Memory is 64-byte aligned and present. Thread-safe. What is freed goes back whichever heap of the arena had it, and also
+ * after arena_close. While there is any, arena_reset is -EBUSY. The arena outlives its heaps. */
+#ifndef ARENA_HEAP_H
+#define ARENA_HEAP_H
+
+#include "arena.h"
+
+struct heap {
+    arena *arena;
+    bool overflow; /* what the arena cannot give comes from malloc: not present, and not 64-byte aligned */
+    /* A lock of the caller's (Python's GIL) is let go of around what may take long, where the thread holds it: leave says so
+     * with what come_back needs, or NULL. tick is asked where it was held, see arena_alloc. Both may be NULL. */
+    void *(*leave)(void);
+    void (*come_back)(void *held);
+    arena_tick tick;
+    void *arg;
+};
+
+/* NULL: errno is ENOMEM, and heap_why says more. 0 bytes are taken for 1. */
+void *heap_malloc(void *heap, size_t bytes);
+/* Clears only what is not known to be zero. */
+void *heap_calloc(void *heap, size_t count, size_t bytes);
+/* In place where what lies behind is free. NULL: the old block is as it was. */
+void *heap_realloc(void *heap, void *old, size_t bytes);
+/* O(1). The size is the arena's own affair: `unused`, which NumPy passes, is wrong now and then. An address within the
+ * arena where no block begins is ignored. */
+void heap_free(void *heap, void *address, size_t unused);
+
+/* -errno of the last request that no heap of this arena could serve, or that went to malloc, and why; 0: there was none. */
+int heap_why(arena *a, struct arena_error *out);
+
+#endif
