@@ -1,3 +1,7 @@
+# All arenas, by their id, to know them by their addresses.
+_arenas = _weakref.WeakValueDictionary()
+
+
 @cython.final
 cdef class Arena:
     """An allocator on a reservation: blocks from memory that is there.
@@ -59,6 +63,7 @@ cdef class Arena:
         self._size, self._page, self._address = stats.size, stats.page_size, stats.address
         self._backing = stats.backing.decode()
         self.epoch_at = arena_epoch(self.c)
+        _arenas[id(self)] = self
 
     def __dealloc__(self):
         # Blocks hold a reference, so there are none.
@@ -110,6 +115,26 @@ cdef class Arena:
         """As empty(), of one value, and by default of its dtype."""
         return _arrays.full(self, shape, fill_value, dtype, order, align)
 
+    def numpy_allocations(self, *, overflow="raise"):
+        """A context manager, or decorator: what NumPy allocates in this context is in the arena (NEP 49), see
+        :mod:`arena.nep49`.
+
+        ``overflow``: what the arena cannot give is a MemoryError of NumPy's, whose reason is in :attr:`last_error`
+        ("raise"), or memory of malloc, counted in stats() ("malloc"). Arrays live on after the ``with``, and after
+        close().
+        """
+        return _nep49().allocations(self, overflow=overflow)
+
+    @property
+    def last_error(self):
+        """Why NumPy was last refused memory of this arena, or given malloc's instead: the exception that alloc() would
+        have raised. None: it never was."""
+        cdef arena_error e
+        cdef int rc
+        with nogil:
+            rc = heap_why(self.c, &e)
+        return as_exception(rc, &e) if rc else None
+
     def warm(self, nbytes, *, threads=None, progress=None):
         """Have ``nbytes`` of free memory committed in one piece, and with it the index that blocks of 4 KiB in it need.
 
@@ -154,7 +179,10 @@ cdef class Arena:
         finally:
             exports_unhold(&self.exports)
         if rc:
-            raise BufferError("a block is being committed by another thread (or further up the stack): reset() later")
+            raise BufferError(
+                "a block is being committed by another thread (or further up the stack), or arrays that NumPy "
+                "allocated here (numpy_allocations) are alive: reset() later"
+            )
 
     def close(self):
         """No new blocks from now on; the mapping goes with the last block. BufferError while a block is exported (an
@@ -190,7 +218,7 @@ cdef class Arena:
         return Stats(
             s.reserved, s.committed, s.live, s.free_committed, s.blocks, s.peak_committed, s.peak_live, s.commits,
             s.releases, s.commit_ns / 1e9, s.release_ns / 1e9, s.largest_free,
-            1.0 - s.largest_free / <double>s.free if s.free else 0.0,
+            1.0 - s.largest_free / <double>s.free if s.free else 0.0, s.overflows,
         )
 
     def blocks(self):

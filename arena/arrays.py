@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["empty", "full"]
 
 
-def _numpy() -> Any:
+def numpy() -> Any:
     try:
         import numpy  # noqa: ICN001  (the module itself is what is returned)
     except ImportError:
@@ -34,7 +34,7 @@ def empty(
 ) -> NDArray[Any]:
     """A new array; its block is freed with the last view of it. The array holds an export, so the arena says
     BufferError to close and reset while it lives."""
-    np = _numpy()
+    np = numpy()
     dt = np.dtype(dtype)
     if dt.hasobject:
         raise ValueError(f"an arena cannot hold Python objects (dtype {dt}): nobody would count their references")
@@ -63,7 +63,7 @@ def full(
     align: int,
 ) -> NDArray[Any]:
     """A new array of one value; its dtype is that value's unless said otherwise."""
-    np = _numpy()
+    np = numpy()
     array = empty(arena, shape, np.asarray(fill_value).dtype if dtype is None else dtype, order, align, False)
     np.copyto(array, fill_value, casting="unsafe")
     return array

@@ -29,6 +29,8 @@ class Stats:
     """The largest block that could be allocated."""
     fragmentation: float
     """1 - largest_free / free: 0 when all free memory is in one piece."""
+    overflows: int
+    """How often NumPy was given memory of malloc because the arena could not serve it (``overflow="malloc"``)."""
 
 
 @dataclass(frozen=True)
