@@ -296,6 +296,17 @@ def load_native() -> ctypes.CDLL:
 
 
 @functools.cache
+def load_counting() -> ctypes.CDLL:
+    """_counting.c: NumPy's allocator with counters."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "_counting.so"
+        _compile("_counting.c", target)
+        library = ctypes.CDLL(str(target))
+    library.counted_made.restype = library.counted_gone.restype = ctypes.c_int64
+    return library
+
+
+@functools.cache
 def load_floor() -> Any:
     """_floor.c, as an extension module of this interpreter."""
     with tempfile.TemporaryDirectory() as folder:
