@@ -250,6 +250,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bare_release": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_size_t]),
     "bare_map_populate": (ctypes.c_int64, [ctypes.c_size_t]),
     "touch_pages": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]),
+    "time_pages": (None, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]),
     "fill_bytes": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]),
     "stream_zero": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_size_t]),
     "walk_lines": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_size_t]),

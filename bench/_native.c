@@ -70,6 +70,16 @@ EXPORT int64_t touch_pages(void *at, size_t bytes, size_t step) {
     return now() - start;
 }
 
+/* How long the first write to each page took. */
+EXPORT void time_pages(void *at, size_t bytes, int64_t *took) {
+    volatile char *p = at;
+    for (size_t page = 0; page < bytes / 4096; page++) {
+        int64_t start = now();
+        p[page * 4096] = 1;
+        took[page] = now() - start;
+    }
+}
+
 EXPORT int64_t fill_bytes(void *at, int value, size_t bytes) {
     int64_t start = now();
     memset(at, value, bytes);

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "backings.py": ["--repeat", "1", "--size", "16MiB"],
     "stall.py": ["--repeat", "2", "--size", "64MiB"],
     "alloc.py": ["--repeat", "2", "--blocks", "20000"],
+    "numpy_arrays.py": ["--repeat", "2", "--size", "64MiB"],
     "zero.py": ["--repeat", "2", "--size", "4MiB"],
     "utilisation.py": [],
 }
