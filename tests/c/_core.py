@@ -90,7 +90,7 @@ int os_residency(const void *addr, size_t bytes, struct os_residency *out);
 @functools.cache
 def library() -> Any:
     structs = struct("os.h", "os_features") + struct("os.h", "os_residency")
-    declared = declarations("arena.h") + structs + EXTRA_DECLARED
+    declared = declarations("arena.h") + declarations("heap.h") + structs + EXTRA_DECLARED
     with tempfile.TemporaryDirectory() as folder:
         return build(ffi, Path(folder, "core.so"), sorted(CSRC.glob("*.c")), EXTRA, declared)
 
