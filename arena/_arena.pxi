@@ -24,7 +24,7 @@ cdef class Arena:
     headroom
         Bytes that are to stay available to the rest of the machine or memory cgroup: a commit that would take them
         fails.
-    path, fd, shared, backing, pages, node, fork, dump, name
+    path, fd, shared, backing, pages, lock, node, fork, dump, name
         As for :class:`Reservation`. ``chunk`` is at least a page. With fork="share" the child of a fork uses and frees
         the blocks there are, and the parent alone makes new ones. Blocks in a file that was there before hold what the
         file does.
@@ -33,10 +33,12 @@ cdef class Arena:
     """
     def __cinit__(
         self, size, *, chunk="2MiB", populate="write", retain=None, decay=None, headroom=0,
-        path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", node=None, fork=None, dump=False,
-        name=None,
+        path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False, node=None, fork=None,
+        dump=False, name=None,
     ):
-        cdef Wanted wanted = Wanted(size, headroom, path, fd, shared, backing, readonly, pages, node, fork, dump, name)
+        cdef Wanted wanted = Wanted(
+            size, headroom, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name
+        )
         cdef arena_config config
         cdef reservation_stats stats
         cdef arena_error e

@@ -86,13 +86,13 @@ cdef class Wanted:
     cdef bytes name, path
 
     def __cinit__(
-        self, size, headroom, path, fd, shared, backing, readonly, pages, node, fork, dump, name,
+        self, size, headroom, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name,
     ):
         cdef reservation_config *c = &self.config
         memset(c, 0, sizeof(self.config))
         c.size = positive(size, "size")
         c.headroom = parse_size(headroom, "headroom")
-        c.shared, c.readonly, c.dump = bool(shared), bool(readonly), bool(dump)
+        c.shared, c.readonly, c.dump, c.lock = bool(shared), bool(readonly), bool(dump), bool(lock)
         choose_pages(c, pages)
         c.fork = choose(_FORK, fork, "fork")
         c.backing = choose(_BACKING, backing, "backing")

@@ -28,7 +28,7 @@ cdef extern from "arena.h" nogil:
         bint shared, readonly, bind
         unsigned node
         arena_fork fork
-        bint dump
+        bint dump, lock
         uint64_t headroom
         const char *name
     cdef struct reservation_stats:

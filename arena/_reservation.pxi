@@ -48,6 +48,10 @@ cdef class Reservation:
         or more; else the largest mTHP size that is enabled (Linux 6.8), else 4 KiB. "4K", "thp", "64K" (an mTHP size)
         insist. "2M", "1G": from the hugetlb pool of such pages. What cannot be had raises ReserveError here; what was
         had is ``page_size``.
+    lock
+        What is committed is mlocked, and what is released unlocked: it is not swapped or reclaimed, and counts against
+        RLIMIT_MEMLOCK by what is committed. (Pages of the hugetlb pool never are, and do not.) A fork's child inherits
+        no locks; its next commit() of the range locks.
     node
         Memory comes from this NUMA node alone (mbind(2), MPOL_BIND).
     fork
@@ -71,10 +75,10 @@ cdef class Reservation:
     cdef bint _readonly
 
     def __cinit__(
-        self, size, *, path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", node=None,
-        fork=None, dump=False, name=None,
+        self, size, *, path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False,
+        node=None, fork=None, dump=False, name=None,
     ):
-        cdef Wanted wanted = Wanted(size, 0, path, fd, shared, backing, readonly, pages, node, fork, dump, name)
+        cdef Wanted wanted = Wanted(size, 0, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name)
         cdef reservation_stats stats
         cdef arena_error e
         cdef int rc

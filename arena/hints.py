@@ -34,10 +34,21 @@ def _limit(where: str) -> str:
     )
 
 
+def memlock() -> str:
+    """How a process may lock more memory."""
+    return (
+        "raise RLIMIT_MEMLOCK (ulimit -l; 'USER - memlock unlimited' in /etc/security/limits.conf; systemd "
+        "LimitMEMLOCK=infinity; docker run --ulimit memlock=-1), or give the process CAP_IPC_LOCK (docker run --cap-add "
+        "IPC_LOCK)"
+    )
+
+
 def for_commit(err: int, op: str, where: str, available: int | None) -> str:
     """``where``: the file or mount point that says what was ``available`` (bytes)."""
     if op == "readonly":
         return "it is read-only: commit(populate='read')"
+    if op == "mlock":
+        return memlock() if where else "the process has too many mappings: raise vm.max_map_count, or use larger chunks"
     if op == "end of file":
         return (
             f"the file is only {available} bytes long, or has been truncated: commit within it, or make it longer "

@@ -62,6 +62,7 @@ struct reservation_config {
     unsigned node;
     enum arena_fork fork;
     bool dump; /* in core dumps */
+    bool lock; /* what is committed is mlocked, and unlocked when it is released; hugetlb pages need none */
     uint64_t headroom; /* bytes to leave to the rest of the machine or cgroup */
     const char *name; /* for /proc/self/maps; may be NULL */
     const void *features; /* struct os_features; NULL: this kernel's */
@@ -86,7 +87,8 @@ int reservation_fd(reservation *r);
 /* Makes [offset, offset + bytes), rounded outward to pages, present: for writing, or for reading only. Bytes that this
  * call made present go to *newly. threads 0: as many as pay. When it fails, what it had made present is released again.
  * -ENOMEM: no memory. -ENOSPC: nothing left in the file system or hugetlb pool. -EFAULT: beyond the end of the file, or
- * nothing behind the page. -EHWPOISON. -EACCES: for writing, of a read-only reservation. -EOPNOTSUPP: holes in a file
+ * nothing behind the page. -EHWPOISON. -EACCES: for writing, of a read-only reservation. -ENOMEM,
+ * -EPERM of op "mlock": RLIMIT_MEMLOCK. -EOPNOTSUPP: holes in a file
  * system that cannot allocate. -EDEADLK: called from the tick of a commit of the same range, or of one whose
  * caller's tick waits for this thread's. What tick returned. -EINVAL: not in the reservation. -ENOTCONN: dropped at fork. */
 int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,

@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -267,7 +268,37 @@ int os_release(void *addr, size_t bytes) {
     return rc;
 }
 
-int os_remove(void *addr, size_t bytes) { return advise(addr, bytes, MADV_REMOVE); }
+int os_remove(void *addr, size_t bytes) {
+    int rc = advise(addr, bytes, MADV_REMOVE);
+    if (rc != -EINVAL || munlock(addr, bytes) < 0) return rc;
+    rc = advise(addr, bytes, MADV_REMOVE);
+    (void)os_mlock(addr, bytes);
+    return rc;
+}
+
+int os_mlock(void *addr, size_t bytes) {
+    const int on_fault = 1; /* MLOCK_ONFAULT, of linux/mman.h */
+    return syscall(SYS_mlock2, addr, bytes, on_fault) < 0 ? -errno : 0;
+}
+
+int os_munlock(void *addr, size_t bytes) { return munlock(addr, bytes) < 0 ? -errno : 0; }
+
+#define CAP_IPC_LOCK_BIT 14 /* CAP_IPC_LOCK, of linux/capability.h */
+
+static bool locked_line(void *arg, char *text) {
+    uint64_t *found = arg;
+    if (strncmp(text, "VmLck:", 6) == 0) found[0] = strtoull(text + 6, NULL, 10) << 10;
+    if (strncmp(text, "CapEff:", 7) == 0) found[1] = strtoull(text + 7, NULL, 16) >> CAP_IPC_LOCK_BIT & 1;
+    return true;
+}
+
+void os_mlock_limit(uint64_t *limit, uint64_t *locked) {
+    struct rlimit r;
+    uint64_t found[2] = {0, 0};
+    (void)os_each_line("/proc/self/status", locked_line, found);
+    *locked = found[0];
+    *limit = found[1] || getrlimit(RLIMIT_MEMLOCK, &r) < 0 || r.rlim_cur == RLIM_INFINITY ? UINT64_MAX : r.rlim_cur;
+}
 
 int os_bind(void *addr, size_t bytes, int node) {
     unsigned long mask[16] = {0};

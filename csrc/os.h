@@ -71,8 +71,15 @@ void os_touch(void *addr, size_t bytes, size_t page, bool write);
 int os_touch_carefully(void *addr, size_t bytes, size_t page, bool write);
 /* MADV_DONTNEED: the pages are not mapped any more. Private copies are gone with that, shared memory is not. */
 int os_release(void *addr, size_t bytes);
-/* MADV_REMOVE: frees shared memory that has no descriptor, for everybody. */
+/* MADV_REMOVE: frees shared memory that has no descriptor, for everybody. Locked memory stays locked. */
 int os_remove(void *addr, size_t bytes);
+
+/* mlock2(MLOCK_ONFAULT): what is present is locked, and what will be. -ENOMEM: RLIMIT_MEMLOCK, or vm.max_map_count.
+ * -EPERM: RLIMIT_MEMLOCK is 0. The kernel locks whole ranges of address space, populated or not, and counts them so. */
+int os_mlock(void *addr, size_t bytes);
+int os_munlock(void *addr, size_t bytes);
+/* Bytes that this process may lock, and has locked. UINT64_MAX: it may lock all it likes (CAP_IPC_LOCK). */
+void os_mlock_limit(uint64_t *limit, uint64_t *locked);
 
 int os_advise_huge(void *addr, size_t bytes, bool huge);
 int os_advise_dump(void *addr, size_t bytes, bool dump);

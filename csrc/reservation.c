@@ -67,7 +67,7 @@ static int map_backing(struct reservation *r, const char **op) {
 int reservation_init(struct reservation *r, const struct reservation_config *c, bool watch, struct arena_error *error) {
     if (c->size == 0) return reservation_explain(error, -EINVAL, "size", 0, 0);
     *r = (struct reservation){
-        .fork = fork_of(c), .dump = c->dump, .features = c->features ? c->features : os_features()};
+        .fork = fork_of(c), .dump = c->dump, .mlocks = c->lock, .features = c->features ? c->features : os_features()};
     /* A shared mapping cannot be copied or wiped, and a private one not be shared. */
     if (c->shared ? r->fork == OS_FORK_COPY || r->fork == OS_FORK_WIPE : r->fork == OS_FORK_SHARE)
         return reservation_explain(error, -EINVAL, "fork", 0, c->size);
@@ -77,6 +77,7 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
     if (rc == 0) {
         /* After an ordinary fork a write to a hugetlb page needs a second one, and is a SIGBUS where there is none. */
         if (r->backing.kind->pool && c->fork == ARENA_FORK_AUTO && !c->shared) r->fork = OS_FORK_DROP;
+        if (r->backing.kind->pool) r->mlocks = false; /* they are never swapped, and mlock knows nothing of them */
         r->page_shift = (unsigned)__builtin_ctzll(r->backing.page);
         r->pages = r->backing.bytes >> r->page_shift;
         preflight_init(&r->preflight, c->headroom, r->backing.node);

@@ -48,6 +48,7 @@ struct reservation {
     uint64_t pages;
     unsigned page_shift;
     struct backing backing;
+    bool mlocks; /* what is committed is locked */
     bool lazy, dump, dropped, foreign; /* foreign: dropped, and the address belongs to someone else now */
     enum os_fork fork;
     const char *name;

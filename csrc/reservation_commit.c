@@ -26,6 +26,14 @@ int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, b
                                   discard);
 }
 
+static int lock_pages(struct reservation *r, uint64_t first, uint64_t end) {
+    return r->mlocks ? os_mlock(at_page(r, first), bytes_of(r, end - first)) : 0;
+}
+
+static int unlock_pages(struct reservation *r, uint64_t first, uint64_t end) {
+    return r->mlocks ? os_munlock(at_page(r, first), bytes_of(r, end - first)) : 0;
+}
+
 /* As far as it goes: what the file does not give back is at least not mapped. */
 static void undo(struct reservation *r, uint64_t first, uint64_t end) {
     if (reservation_give_back(r, first, end, false)) (void)reservation_unmap_pages(r, first, end);
@@ -65,6 +73,7 @@ void reservation_roll_back(struct reservation *r, const struct reservation_op *o
         uint64_t start = bit_next(r->present, from, op->end, false);
         from = bit_next(r->present, start, op->end, true);
         if (from == start) continue;
+        (void)unlock_pages(r, start, from);
         if (all_ours)
             undo(r, start, from);
         else if (known)
@@ -128,6 +137,10 @@ static int populate_pages(struct reservation *r, const struct reservation_op *op
             rc = os_open(at_page(r, start), bytes_of(r, from - start));
         }
         if (rc == 0) {
+            *step = "mlock";
+            rc = lock_pages(r, start, from); /* first: it is refused at once, or not at all */
+        }
+        if (rc == 0) {
             /* What is there already may have gone bad meanwhile: then a touch is a signal, and the call an answer. */
             p->fresh = which == LACKING;
             *step = p->write ? "madvise(MADV_POPULATE_WRITE)" : "madvise(MADV_POPULATE_READ)";
@@ -177,6 +190,13 @@ static int explain_commit(struct reservation *r, struct arena_error *e, int rc, 
     lock_take(&r->lock);
     e->committed = bytes_of(r, r->committed);
     lock_drop(&r->lock);
+    if (strcmp(op, "mlock") == 0) {
+        uint64_t limit, locked;
+        os_mlock_limit(&limit, &locked);
+        e->available = limit == UINT64_MAX ? limit : limit > locked ? limit - locked : 0;
+        if (e->available < requested) strcpy(e->where, "RLIMIT_MEMLOCK");
+        return rc;
+    }
     if (report) {
         e->available = report->available;
         memcpy(e->where, report->where, sizeof e->where);
@@ -421,7 +441,11 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
         if (end == start) break;
         /* A private mapping has put nothing into a file that others know: what is there is theirs. */
         bool theirs = !r->backing.kind->shared && r->backing.mapping.fd >= 0 && !backing_alone(&r->backing);
-        rc = theirs ? reservation_unmap_pages(r, start, end) : reservation_give_back(r, start, end, false);
+        rc = unlock_pages(r, start, end);
+        if (rc == 0) {
+            rc = theirs ? reservation_unmap_pages(r, start, end) : reservation_give_back(r, start, end, false);
+            if (rc) (void)lock_pages(r, start, end);
+        }
         if (rc) {
             reservation_explain(error, rc, "release", bytes_of(r, start), bytes_of(r, end - start));
             break;

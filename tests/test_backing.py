@@ -235,8 +235,6 @@ def test_an_arena_that_a_child_shares_is_the_parents_to_grow() -> None:
 
 
 def test_locked_memory_is_given_back_too(kind: dict[str, Any]) -> None:
-    if kind.get("shared") and kind.get("backing") == "anonymous":
-        pytest.skip("MADV_REMOVE refuses locked memory, and there is no descriptor to punch by")
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     with Reservation("32MiB", **kind) as r:
