@@ -38,8 +38,8 @@ def memlock() -> str:
     """How a process may lock more memory."""
     return (
         "raise RLIMIT_MEMLOCK (ulimit -l; 'USER - memlock unlimited' in /etc/security/limits.conf; systemd "
-        "LimitMEMLOCK=infinity; docker run --ulimit memlock=-1), or give the process CAP_IPC_LOCK (docker run --cap-add "
-        "IPC_LOCK)"
+        "LimitMEMLOCK=infinity; docker run --ulimit memlock=-1), or give the process CAP_IPC_LOCK (docker run "
+        "--cap-add IPC_LOCK)"
     )
 
 
