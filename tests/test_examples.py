@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -52,3 +55,36 @@ with mounted("tmpfs", "arena-test", Path("/sys/fs/cgroup"), "ro"):
 def test_nonsense_is_refused() -> None:
     done = run_child(BALLOON.replace("ARGUMENTS", '["--size", "1MiB"]'))
     assert done.returncode == 2 and "--size" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["frames", "bigsum", "prefetch"])
+def test_those_that_need_numpy_say_so(name: str) -> None:
+    done = run_child(f"import sys; sys.modules['numpy'] = None; from arena.examples import {name}")
+    assert done.returncode == 1
+    assert done.stderr == "this example needs NumPy: pip install 'sparse-arena[numpy]'\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frames", "--size", "320x240", "--rounds", "100000"],
+        ["bigsum", "--size", "16MiB", "--rounds", "100000"],
+        ["prefetch", "--samples", "200", "--epochs", "100000"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_ctrl_c_stops_every_thread(arguments: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("numpy", reason="NumPy is not installed")
+    with subprocess.Popen(
+        [sys.executable, "-m", f"arena.examples.{arguments[0]}", *arguments[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as running:
+        assert running.stdout and running.stderr
+        first = running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        said, complained = running.communicate(timeout=60)
+    assert first and (running.returncode, said, complained) == (130, "", "stopped\n")
+    assert not list(tmp_path.iterdir())
