@@ -8,7 +8,7 @@ if not _sys.platform.startswith("linux"):
     raise ImportError("arena works on Linux only: it is built on madvise(MADV_POPULATE_WRITE)")
 
 from ._core import Arena, Block, Reservation, get_include
-from .errors import ArenaError, ArenaFullError, CommitError, ReserveError
+from .errors import ArenaError, ArenaFullError, CommitError, LockError, ReserveError
 from .ledger import Residency, Stats
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "ArenaFullError",
     "Block",
     "CommitError",
+    "LockError",
     "Reservation",
     "ReserveError",
     "Residency",

@@ -210,7 +210,13 @@ cdef class Arena:
         return self
 
     def __exit__(self, *exc):
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            # The traceback of an exception in flight may be what holds the views. It is not to be hidden by this one;
+            # the mapping goes with the last block anyway.
+            if exc[0] is None:
+                raise
 
     def stats(self):
         """The ledger, as :class:`Stats`: exact when no other thread is inside the arena."""

@@ -121,6 +121,11 @@ cdef extern from "heap.h" nogil:
     int heap_why(arena_handle *, arena_error *)
 
 
+cdef extern from "lockall.h" nogil:
+    int lockall(bint, bint, bint, arena_error *)
+    int unlockall()
+
+
 cdef extern from "errno.h" nogil:
     enum:
         EACCES, EBADF, EBUSY, ECANCELED, EDEADLK, EFAULT, EINTR, EINVAL, ENODATA, ENOSPC, ENOTCONN, EPERM

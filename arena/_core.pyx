@@ -40,6 +40,24 @@ def get_include():
     return _os.path.join(_os.path.dirname(_os.path.abspath(__file__)), "include")
 
 
+def lock_all(bint current, bint future, bint on_fault):
+    """For arena.realtime: csrc/lockall.h."""
+    cdef arena_error e
+    cdef int rc
+    with nogil:
+        rc = lockall(current, future, on_fault, &e)
+    if rc:
+        raise _errors.lock_error(-rc, e.requested, e.committed, None if e.available == UINT64_MAX else e.available)
+
+
+def unlock_all():
+    cdef int rc
+    with nogil:
+        rc = unlockall()
+    if rc:
+        raise OSError(-rc, f"cannot unlock memory: {_os.strerror(-rc)}")
+
+
 cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
     return arena_alloc(a.c, nbytes, align, 0, NULL, NULL, out, NULL) if a is not None else -EINVAL
 

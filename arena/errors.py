@@ -11,7 +11,7 @@ import os as _os
 
 from . import hints as _hints
 
-__all__ = ["ArenaError", "ArenaFullError", "CommitError", "ReserveError"]
+__all__ = ["ArenaError", "ArenaFullError", "CommitError", "LockError", "ReserveError"]
 
 
 class ArenaError(Exception):
@@ -37,6 +37,10 @@ class ArenaFullError(ArenaError, MemoryError):
     """No free range (``grow=False``: no committed one) is that large; ``available`` is the largest."""
 
     errno: int = _errno.ENOSPC
+
+
+class LockError(ArenaError, OSError):
+    """Memory may not be locked; ``committed`` bytes are, and ``available`` is all that may be."""
 
 
 def _fill(error: ArenaError, op: str, numbers: dict[str, int | None], hint: str) -> None:
@@ -98,4 +102,15 @@ def full_error(numbers: dict[str, int | None], *, grow: bool) -> ArenaFullError:
         f"of {amount(numbers['committed'])} committed; {hint}"
     )
     _fill(error, "alloc", numbers, hint)
+    return error
+
+
+def lock_error(err: int, requested: int, locked: int, limit: int | None) -> LockError:
+    """The exception for an mlockall that was refused this errno, at a mapping of ``requested`` bytes (0: at once)."""
+    hint = _hints.memlock() if limit is not None else _hints.for_commit(err, "mlock", "", None)
+    of = f" {amount(requested)} more" if requested else ""
+    allowed = "" if limit is None else f"; {amount(locked)} are locked, and RLIMIT_MEMLOCK allows {amount(limit)}"
+    error = LockError(err, f"cannot lock{of or ' memory'}: {_os.strerror(err)}{allowed}; {hint}")
+    numbers = {"offset": None, "requested": requested, "committed": locked, "available": limit}
+    _fill(error, "mlockall", numbers, hint)
     return error

@@ -39,7 +39,7 @@ def memlock() -> str:
     return (
         "raise RLIMIT_MEMLOCK (ulimit -l; 'USER - memlock unlimited' in /etc/security/limits.conf; systemd "
         "LimitMEMLOCK=infinity; docker run --ulimit memlock=-1), or give the process CAP_IPC_LOCK (docker run "
-        "--cap-add IPC_LOCK)"
+        "--cap-add IPC_LOCK; k8s: securityContext.capabilities.add: [IPC_LOCK])"
     )
 
 

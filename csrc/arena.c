@@ -57,6 +57,21 @@ static void fork_child(void *self) {
     }
 }
 
+static size_t arena_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
+    struct arena *a = self;
+    size_t n = reservation_ranges(&a->reservation, out);
+    return n + arena_index_ranges(a, out + n);
+}
+
+static int arena_lock_present(void *self, bool own) {
+    struct arena *a = self;
+    struct fork_range part[FORKS_RANGES];
+    int rc = reservation_lock(&a->reservation, own);
+    for (size_t i = own ? 0 : arena_index_ranges(a, part); rc == 0 && i-- > 0;)
+        rc = os_mlock_present(part[i].base, part[i].bytes);
+    return rc;
+}
+
 static uint64_t default_now(void *arg) {
     (void)arg;
     return os_now_ns();
@@ -99,8 +114,10 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     a->now_ns = c.now_ns ? c.now_ns : default_now;
     a->now_arg = c.now_arg;
     a->read_only_populate = c.read_only_populate;
+    forks_hold();
     int rc = reservation_init(&a->reservation, rc_of, false, error);
     if (rc) {
+        forks_let_go();
         free(a);
         return rc;
     }
@@ -116,13 +133,16 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
         rc = arena_index_create(a, size, error);
     if (rc) {
         arena_index_free(a);
-        (void)reservation_undo(&a->reservation, rc_of->path);
+        reservation_undo(&a->reservation, rc_of->path);
+        forks_let_go();
         free(a);
         return rc;
     }
     a->base = a->reservation.base;
-    a->watch = (struct fork_watch){fork_before, fork_parent, fork_child, a, NULL, NULL};
+    a->watch = (struct fork_watch){fork_before,        fork_parent, fork_child, arena_ranges,
+                                   arena_lock_present, a,           NULL,       NULL};
     forks_watch(&a->watch);
+    forks_let_go();
     *out = a;
     return 0;
 }
@@ -150,9 +170,11 @@ int arena_destroy(arena *a) {
     a->unmapped = true;
     a->refuse = -ESHUTDOWN;
     lock_drop(&a->lock);
-    forks_forget(&a->watch);
     if (mapped) (void)reservation_fini(&a->reservation);
+    forks_hold();
+    forks_forget(&a->watch);
     arena_index_free(a);
+    forks_let_go();
     free(a);
     return 0;
 }

@@ -142,6 +142,14 @@ void arena_index_free(struct arena *a) {
     a->touched = NULL;
 }
 
+size_t arena_index_ranges(struct arena *a, struct fork_range *out) {
+    const struct table *all[] = {&a->nodes, &a->leaves, &a->map, &a->side, &a->chunks};
+    size_t n = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i]->base) out[n++] = (struct fork_range){all[i]->base, all[i]->bytes};
+    return n;
+}
+
 int arena_index_warm(struct arena *a, uint64_t blocks, const struct commit_control *how) {
     for (;;) {
         lock_take(&a->lock);

@@ -86,6 +86,8 @@ int arena_index_extend(struct arena *a, int lacks, const struct freelist_block *
 /* Nodes for so many blocks more, and a leaf. */
 int arena_index_warm(struct arena *a, uint64_t blocks, const struct commit_control *how);
 void arena_index_free(struct arena *a);
+/* Its mappings, for forks.h. */
+size_t arena_index_ranges(struct arena *a, struct fork_range *out);
 
 /* Where the arena's epoch is, which moves at each reset. */
 uint64_t *arena_epoch(arena *a);

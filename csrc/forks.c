@@ -30,15 +30,13 @@ static void child(void) {
 
 static void install(void) { (void)pthread_atfork(before, parent, child); }
 
-void forks_watch(struct fork_watch *w) {
+void forks_hold(void) {
     pthread_once(&once, install);
     lock_take(&list_lock);
-    LIST_PUSH(list, w);
-    lock_drop(&list_lock);
 }
 
-void forks_forget(struct fork_watch *w) {
-    lock_take(&list_lock);
-    LIST_REMOVE(list, w);
-    lock_drop(&list_lock);
-}
+void forks_let_go(void) { lock_drop(&list_lock); }
+
+void forks_watch(struct fork_watch *w) { LIST_PUSH(list, w); }
+void forks_forget(struct fork_watch *w) { LIST_REMOVE(list, w); }
+const struct fork_watch *forks_first(void) { return list; }

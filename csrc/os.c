@@ -283,6 +283,31 @@ int os_mlock(void *addr, size_t bytes) {
 
 int os_munlock(void *addr, size_t bytes) { return munlock(addr, bytes) < 0 ? -errno : 0; }
 
+int os_mlock_present(void *addr, size_t bytes) {
+    unsigned char there[4096];
+    for (char *at = addr, *end = at + bytes, *next; at < end; at = next) {
+        next = (size_t)(end - at) > sizeof there * OS_PAGE ? at + sizeof there * OS_PAGE : end;
+        size_t pages = (size_t)(next - at) / OS_PAGE, from = 0, to;
+        if (mincore(at, (size_t)(next - at), there) < 0) return -errno;
+        for (; from < pages; from = to + 1) {
+            for (to = from; to < pages && there[to] & 1; to++) {
+            }
+            int rc = to > from ? os_mlock(at + from * OS_PAGE, (to - from) * OS_PAGE) : 0;
+            if (rc) return rc;
+        }
+    }
+    return 0;
+}
+
+void os_mlock_whole(void *addr, size_t bytes) { (void)mlock(addr, bytes); }
+
+int os_mlock_future(bool on_fault) {
+    const int when_present = 4; /* MCL_ONFAULT */
+    return mlockall(MCL_FUTURE | (on_fault ? when_present : 0)) < 0 ? -errno : 0;
+}
+
+int os_munlock_all(void) { return munlockall() < 0 ? -errno : 0; }
+
 #define CAP_IPC_LOCK_BIT 14 /* CAP_IPC_LOCK, of linux/capability.h */
 
 static bool locked_line(void *arg, char *text) {

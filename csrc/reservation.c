@@ -77,7 +77,6 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
     if (rc == 0) {
         /* After an ordinary fork a write to a hugetlb page needs a second one, and is a SIGBUS where there is none. */
         if (r->backing.kind->pool && c->fork == ARENA_FORK_AUTO && !c->shared) r->fork = OS_FORK_DROP;
-        if (r->backing.kind->pool) r->mlocks = false; /* they are never swapped, and mlock knows nothing of them */
         r->page_shift = (unsigned)__builtin_ctzll(r->backing.page);
         r->pages = r->backing.bytes >> r->page_shift;
         preflight_init(&r->preflight, c->headroom, r->backing.node);
@@ -96,7 +95,8 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
         return rc;
     }
     if (watch) {
-        r->watch = (struct fork_watch){watch_before, watch_parent, watch_child, r, NULL, NULL};
+        r->watch = (struct fork_watch){watch_before, watch_parent, watch_child, reservation_ranges, reservation_lock, r,
+                                       NULL,         NULL};
         forks_watch(&r->watch);
     }
     return 0;
@@ -109,31 +109,35 @@ bool reservation_busy(struct reservation *r) {
     return busy;
 }
 
-int reservation_fini(struct reservation *r) { return reservation_undo(r, NULL); }
-
-int reservation_undo(struct reservation *r, const char *unlink_path) {
-    if (reservation_busy(r)) return -EBUSY;
+void reservation_undo(struct reservation *r, const char *unlink_path) {
     if (r->watch.self) forks_forget(&r->watch);
-    uint64_t size = bytes_of(r, r->pages);
-    if (!r->foreign) {
-        /* Unmapping a present GiB of small pages holds the mmap_lock for 60 ms; giving it back first, in steps, does not. */
-        for (uint64_t from = 0; !r->dropped && from < r->top;) {
-            uint64_t start = bit_next(r->present, from, r->top, true), step = (UNMAP_STEP >> r->page_shift) + 1;
-            from = bit_next(r->present, start, start + step < r->top ? start + step : r->top, false);
-            if (from > start) (void)os_release(at_page(r, start), bytes_of(r, from - start));
-        }
-        os_unmap(r->base, size);
-    }
+    if (!r->foreign) os_unmap(r->base, bytes_of(r, r->pages));
     os_unmap(r->present, r->map_bytes);
+    r->base = NULL;
     backing_close(&r->backing, unlink_path);
     free((char *)r->name);
+}
+
+int reservation_fini(struct reservation *r) {
+    if (reservation_busy(r)) return -EBUSY;
+    /* Unmapping a present GiB of small pages holds the mmap_lock for 60 ms; giving it back first, in steps, does not. */
+    for (uint64_t from = 0; !r->foreign && !r->dropped && from < r->top;) {
+        uint64_t start = bit_next(r->present, from, r->top, true), step = (UNMAP_STEP >> r->page_shift) + 1;
+        from = bit_next(r->present, start, start + step < r->top ? start + step : r->top, false);
+        if (from > start) (void)os_release(at_page(r, start), bytes_of(r, from - start));
+    }
+    forks_hold();
+    reservation_undo(r, NULL);
+    forks_let_go();
     return 0;
 }
 
 int reservation_create(const struct reservation_config *config, reservation **out, struct arena_error *error) {
     struct reservation *r = malloc(sizeof *r);
     if (!r) return reservation_explain(error, -ENOMEM, "malloc", 0, config->size);
+    forks_hold();
     int rc = reservation_init(r, config, true, error);
+    forks_let_go();
     if (rc)
         free(r);
     else
@@ -144,6 +148,29 @@ int reservation_create(const struct reservation_config *config, reservation **ou
 int reservation_destroy(reservation *r) {
     int rc = reservation_fini(r);
     if (rc == 0) free(r);
+    return rc;
+}
+
+size_t reservation_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
+    const struct reservation *r = self;
+    if (!r->base) return 0;
+    out[0] = (struct fork_range){r->base, bytes_of(r, r->pages)};
+    out[1] = (struct fork_range){(char *)r->present, r->map_bytes};
+    return r->foreign ? 0 : 2;
+}
+
+/* Under the lock, for once: to lock all memory is part of a program's beginning. */
+int reservation_lock(void *self, bool own) {
+    struct reservation *r = self;
+    lock_take(&r->lock);
+    bool some = r->base && !r->dropped && (r->mlocks || !own);
+    int rc = some && !own ? os_mlock_present(r->present, r->map_bytes) : 0;
+    for (uint64_t from = 0; rc == 0 && some && from < r->top;) {
+        uint64_t start = bit_next(r->present, from, r->top, true);
+        from = bit_next(r->present, start, r->top, false);
+        if (from > start) rc = reservation_lock_pages(r, start, from);
+    }
+    lock_drop(&r->lock);
     return rc;
 }
 

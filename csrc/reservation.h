@@ -49,6 +49,7 @@ struct reservation {
     unsigned page_shift;
     struct backing backing;
     bool mlocks; /* what is committed is locked */
+    bool locked; /* atomic: something of it was, by that or by lockall.h */
     bool lazy, dump, dropped, foreign; /* foreign: dropped, and the address belongs to someone else now */
     enum os_fork fork;
     const char *name;
@@ -69,12 +70,12 @@ struct reservation {
     struct fork_watch watch;
 };
 
-/* In place: an arena embeds its reservation and is watched for forks itself. */
+/* In place, and between forks_hold and forks_let_go: an arena embeds its reservation and is watched for forks itself. */
 int reservation_init(struct reservation *r, const struct reservation_config *config, bool watch,
                      struct arena_error *error);
 int reservation_fini(struct reservation *r);
-/* The same for one that is not wanted after all: a file it created there goes too. */
-int reservation_undo(struct reservation *r, const char *unlink_path);
+/* The same between forks_hold and forks_let_go, for one that is not wanted after all: a file it created goes too. */
+void reservation_undo(struct reservation *r, const char *unlink_path);
 bool reservation_busy(struct reservation *r);
 
 /* -ENODATA: not all of it is committed (for writing). -EBUSY: it is being released. -EINVAL as reservation_commit. */
@@ -99,6 +100,10 @@ bool reservation_fresh_is_zero(const struct reservation *r);
 
 /* Would a commit of so much be refused by the preflight? Errors as reservation_commit. */
 int reservation_preflight(struct reservation *r, uint64_t offset, uint64_t bytes, struct arena_error *error);
+
+/* For forks.h. */
+size_t reservation_ranges(void *r, struct fork_range out[FORKS_RANGES]);
+int reservation_lock(void *r, bool own);
 
 void reservation_before_fork(struct reservation *r);
 void reservation_after_fork_parent(struct reservation *r);

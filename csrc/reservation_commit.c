@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "bitmap.h"
+#include "lockall.h"
 #include "populate.h"
 #include "reservation_op.h"
 
@@ -26,12 +27,24 @@ int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, b
                                   discard);
 }
 
+int reservation_lock_pages(struct reservation *r, uint64_t first, uint64_t end) {
+    if (r->backing.kind->pool) return 0; /* never swapped, and mlock knows nothing of them */
+    __atomic_store_n(&r->locked, true, __ATOMIC_RELAXED);
+    if (lockall_commits()) { /* all memory, and so the bookkeeping too */
+        (void)os_mlock(&r->present[first / 64], (end - first + 127) / 64 * sizeof *r->present);
+        (void)os_mlock(&r->writable[first / 64], (end - first + 127) / 64 * sizeof *r->writable);
+    }
+    return os_mlock(at_page(r, first), bytes_of(r, end - first));
+}
+
+static bool is_to_be_locked(const struct reservation *r) { return r->mlocks || lockall_commits(); }
+
 static int lock_pages(struct reservation *r, uint64_t first, uint64_t end) {
-    return r->mlocks ? os_mlock(at_page(r, first), bytes_of(r, end - first)) : 0;
+    return is_to_be_locked(r) ? reservation_lock_pages(r, first, end) : 0;
 }
 
 static int unlock_pages(struct reservation *r, uint64_t first, uint64_t end) {
-    return r->mlocks ? os_munlock(at_page(r, first), bytes_of(r, end - first)) : 0;
+    return __atomic_load_n(&r->locked, __ATOMIC_RELAXED) ? os_munlock(at_page(r, first), bytes_of(r, end - first)) : 0;
 }
 
 /* As far as it goes: what the file does not give back is at least not mapped. */
@@ -289,7 +302,12 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
         if (rc == 0 && !op.alone && r->backing.kind->pool) op.allocated = backing_allocated(&r->backing);
     }
     if (rc == 0) {
+        bool locks = is_to_be_locked(r);
         rc = populate_pages(r, &op, map, again ? ALL : LACKING, &p, &step);
+        if (rc == 0 && !locks && is_to_be_locked(r)) { /* since it began: whoever locked all found nothing here yet */
+            step = "mlock";
+            rc = lock_pages(r, op.first, op.end);
+        }
         /* First of all: in a cgroup without OOM killer every fault of this process hangs until memory is free again. */
         if (rc) reservation_roll_back(r, &op);
         reservation_forget_kept(r, &op);

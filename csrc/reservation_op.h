@@ -35,6 +35,8 @@ int reservation_glance(struct reservation *r, struct reservation_view *v, uint64
 
 /* No page of the range is mapped any more; its memory goes back. */
 int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end);
+/* mlocks them; pages of the hugetlb pool need that not. */
+int reservation_lock_pages(struct reservation *r, uint64_t first, uint64_t end);
 int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, bool discard);
 /* What was absent when the operation began is given back. What was readable stays, though it takes memory now: somebody
  * may have written there. */

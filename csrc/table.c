@@ -2,6 +2,7 @@
 
 #include <errno.h>
 
+#include "lockall.h"
 #include "os.h"
 
 int table_reserve(struct table *t, size_t bytes) {
@@ -22,6 +23,7 @@ int table_populate(struct table *t, size_t offset, size_t bytes) {
     if (end > t->bytes) end = t->bytes;
     if (start >= end) return 0;
     int rc = t->lazy ? os_open(t->base + start, end - start) : 0;
+    if (rc == 0 && lockall_commits()) rc = os_mlock(t->base + start, end - start);
     if (rc) return rc;
     if (os_features()->populate) return os_populate(t->base + start, end - start, true);
     os_touch(t->base + start, end - start, OS_PAGE, true);

@@ -238,9 +238,10 @@ static void alloc_one(struct worker *w) {
 static void *leave(void) { return &workers; }
 static void come_back(void *held) { MUST(held == &workers); }
 
-/* What a heap said: NULL is what the tick refused, or a full arena. */
+/* What a heap said: NULL is what the tick refused, or a full arena. Where it refused to let a block grow there may have been
+ * another place for it. */
 static bool heap_answered(struct worker *w, const void *at) {
-    MUST_BE(errno, at ? !w->refused : errno == ENOMEM);
+    MUST_BE(errno, at || errno == ENOMEM);
     w->refusals += w->refused;
     w->refused = false;
     return at != NULL;

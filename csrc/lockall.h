@@ -1,0 +1,19 @@
+/* lockall.h: mlockall(2) for a process with sparse reservations.
+ *
+ * mlockall(MCL_CURRENT) populates every reservation whole. Here all mappings but ours are locked one by one, of ours what is
+ * committed, and, with `future`, what will be. Under RLIMIT_MEMLOCK only that counts. */
+#ifndef ARENA_LOCKALL_H
+#define ARENA_LOCKALL_H
+
+#include "arena.h"
+
+/* Locks what is mapped now (current), what will be mapped or committed (future); on_fault: without populating what is not
+ * there. -ENOMEM, -EPERM: RLIMIT_MEMLOCK (error->requested more, with error->committed locked, than error->available);
+ * then all is unlocked as by unlockall. */
+int lockall(bool current, bool future, bool on_fault, struct arena_error *error);
+/* All of it, but for what reservations with `lock` have committed. */
+int unlockall(void);
+/* Is what is committed to be locked? */
+bool lockall_commits(void);
+
+#endif

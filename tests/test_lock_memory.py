@@ -1,0 +1,343 @@
+"""arena.realtime.lock_memory: all of a process's memory, but of sparse reservations only what is committed."""
+
+from __future__ import annotations
+
+import resource
+import textwrap
+from collections.abc import Callable
+
+import pytest
+from conftest import MIB, run_child
+from test_lock import limited
+
+HELP = """
+import os, sys, threading
+from arena import Arena, CommitError, LockError, Reservation
+from arena.realtime import lock_memory, unlock_memory
+
+def status(key):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key + ":"))
+
+def locked():
+    return status("VmLck")
+
+def index_rss():
+    total = inside = 0
+    for line in open("/proc/self/smaps", errors="replace"):
+        first = line.split(maxsplit=1)[0]
+        if not first.endswith(":"):
+            start = int(first.split("-")[0], 16)
+            inside = any(start == address for address in INDEX)
+        elif inside and first == "Rss:":
+            total += int(line.split()[1]) << 10
+    return total
+
+INDEX = ()
+"""
+
+
+@pytest.fixture
+def run(child: Callable[..., str]) -> Callable[..., str]:
+    """In a child: what is locked here would be so for the tests that follow."""
+    return lambda code, **options: child(HELP + textwrap.dedent(code), **options)
+
+
+@pytest.fixture(autouse=True)
+def may_lock() -> None:
+    done = run_child(HELP + "lock_memory()")
+    if done.returncode:
+        pytest.skip(f"this process may not lock its memory: {done.stderr.strip().splitlines()[-1]}")
+
+
+def test_reservations_are_not_populated_but_what_is_committed_is_locked(run: Callable[..., str]) -> None:
+    run(
+        """
+        lock_memory(); unlock_memory()  # what it populates of the rest of the process
+        a, r = Arena("64GiB"), Reservation("64GiB", shared=True)
+        p = Reservation("64GiB", path=".", shared=False)
+        block = a.alloc("8MiB")
+        r.commit("8MiB")
+        before = status("VmRSS")
+        lock_memory()
+        assert status("VmRSS") - before < 1 << 20, status("VmRSS") - before
+        assert a.residency().locked == r.residency().locked == 8 << 20
+        assert p.residency().present == 0
+        # And later: what is committed, and what is made.
+        more = a.alloc("16MiB")
+        p.commit("4MiB")
+        new = Arena("64GiB")
+        newer = new.alloc("4MiB")
+        assert (a.residency().locked, p.residency().locked, new.residency().locked) == (24 << 20, 4 << 20, 4 << 20)
+        before = locked(), status("VmRSS")
+        del block, more, newer
+        for each in (a, new):
+            each.trim()
+        p.release()
+        assert a.residency().locked == new.residency().locked == p.residency().locked == 0
+        assert a.residency().present == new.residency().present == 0
+        assert before[0] - locked() == 32 << 20
+        assert before[1] - status("VmRSS") >= 31 << 20
+        unlock_memory()
+        assert locked() == 0 and r.residency().locked == 0
+        a.alloc("8MiB")
+        assert locked() == 0
+        """
+    )
+
+
+def test_the_rest_of_the_process_is_locked(run: Callable[..., str]) -> None:
+    run(
+        """
+        import mmap
+        there = mmap.mmap(-1, 8 << 20)
+        lock_memory()
+        assert locked() > 12 << 20
+        later = mmap.mmap(-1, 4 << 20)
+        def rss_of(size):
+            text, inside = 0, False
+            for line in open("/proc/self/smaps"):
+                first = line.split(maxsplit=1)[0]
+                if not first.endswith(":"):
+                    start, end = (int(n, 16) for n in first.split("-"))
+                    inside = end - start == size
+                elif inside and first == "Locked:":
+                    text += int(line.split()[1]) << 10
+            return text
+        assert rss_of(8 << 20) >= 8 << 20 and rss_of(4 << 20) >= 4 << 20
+        unlock_memory()
+        """
+    )
+
+
+def test_on_fault_populates_nothing(run: Callable[..., str]) -> None:
+    run(
+        """
+        import mmap
+        lock_memory(); unlock_memory()
+        there = mmap.mmap(-1, 64 << 20)
+        before = status("VmRSS")
+        with lock_memory(on_fault=True):
+            later = mmap.mmap(-1, 64 << 20)
+            assert status("VmRSS") - before < 2 << 20
+            assert locked() >= 128 << 20
+        assert locked() == 0
+        """
+    )
+
+
+def test_only_now_and_only_later(run: Callable[..., str]) -> None:
+    run(
+        """
+        a = Arena("1GiB")
+        block = a.alloc("2MiB")
+        with lock_memory(current=False):
+            assert locked() == 0
+            more = a.alloc("2MiB")
+            assert a.residency().locked == 2 << 20 and locked() < 3 << 20  # and a little bookkeeping
+        assert locked() == 0
+        with lock_memory(future=False):
+            assert a.residency().locked == 4 << 20
+            before = locked()
+            more = a.alloc("2MiB"), Arena("1GiB").alloc("2MiB")
+            assert a.residency().locked == 4 << 20
+            a.trim()
+        assert locked() == 0
+        for nonsense in (dict(current=False, future=False),):
+            try:
+                lock_memory(**nonsense)
+            except ValueError:
+                pass
+            else:
+                raise SystemExit("no ValueError")
+        """
+    )
+
+
+def test_what_lock_true_has_locked_stays_so(run: Callable[..., str]) -> None:
+    run(
+        """
+        a = Arena("64GiB", lock=True)
+        block = a.alloc("6MiB")
+        with lock_memory():
+            more = a.alloc("2MiB")
+            assert a.residency().locked == 8 << 20
+        assert locked() == a.residency().locked == 8 << 20
+        del block
+        a.trim()
+        assert locked() == a.stats().committed == 2 << 20
+        """
+    )
+
+
+def test_nesting(run: Callable[..., str]) -> None:
+    run(
+        """
+        import mmap
+        with lock_memory(future=False):
+            outer = locked()
+            assert outer
+            with lock_memory(current=False):
+                later = mmap.mmap(-1, 4 << 20)
+                assert locked() >= outer + (4 << 20)
+            last = mmap.mmap(-1, 8 << 20)
+            assert outer <= locked() < outer + (8 << 20)  # `later` was there at the last lock_memory of what is there
+            with lock_memory():
+                unlock_memory()  # before its end: which then does nothing
+            assert locked() >= outer
+        assert locked() == 0
+        try:
+            unlock_memory()
+        except RuntimeError as error:
+            assert "no lock_memory()" in str(error)
+        else:
+            raise SystemExit("unlocked without a lock")
+        try:
+            with lock_memory():
+                raise KeyError
+        except KeyError:
+            assert locked() == 0
+        """
+    )
+
+
+def test_a_forks_child_inherits_none(run: Callable[..., str]) -> None:
+    run(
+        """
+        a = Arena("64GiB")
+        block = a.alloc("4MiB")
+        with lock_memory():
+            pid = os.fork()
+            if pid == 0:
+                status_code = 1
+                try:
+                    assert locked() == 0, locked()
+                    try:
+                        unlock_memory()
+                    except RuntimeError as error:
+                        assert "inherits no locks" in str(error), error
+                    with lock_memory():
+                        # The pages are the parent's too, and the kernel counts half of each.
+                        assert a.residency().locked == 2 << 20
+                        a.warm("1MiB")
+                        assert a.residency().locked == a.stats().committed >= 4 << 20
+                    assert locked() == 0
+                    status_code = 0
+                except BaseException as error:
+                    print(repr(error), file=sys.stderr, flush=True)
+                finally:
+                    os._exit(status_code)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            assert a.residency().locked == 4 << 20
+        assert locked() == 0
+        """
+    )
+
+
+@pytest.mark.parametrize("memlock", [0, 64 * 1024, 8 * MIB])
+def test_a_limit_that_is_too_small_says_what_to_do_and_locks_nothing(memlock: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if hard != resource.RLIM_INFINITY and hard < memlock:
+        pytest.skip(f"RLIMIT_MEMLOCK is {hard} bytes")
+    done = run_child(
+        HELP
+        + textwrap.dedent(
+            """
+            a = Arena("64GiB")
+            block = a.alloc("2MiB")
+            own = Reservation("64GiB", lock=True)
+            try:
+                own.commit("2MiB")
+            except CommitError:
+                assert LIMIT < 2 << 20
+            before = locked()
+            for options in ({}, {"on_fault": True}, {"future": False}):
+                try:
+                    lock_memory(**options)
+                except LockError as error:
+                    print(error)
+                    assert error.available == LIMIT and error.op == "mlockall", error.available
+                else:
+                    raise SystemExit(f"all was locked with {LIMIT} bytes")
+                assert locked() == before == own.committed
+            more = a.alloc("2MiB")
+            assert locked() == before
+            """
+        ).replace("LIMIT", str(memlock)),
+        preexec=limited(memlock),
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("RLIMIT_MEMLOCK", "limits.conf", "LimitMEMLOCK=", "--ulimit memlock", "IPC_LOCK", "securityContext"):
+        assert word in done.stdout
+
+
+def test_a_nested_lock_that_fails_leaves_the_outer_one(run: Callable[..., str]) -> None:
+    run(
+        """
+        import mmap, resource, ctypes
+        a = Arena("64GiB")
+        block = a.alloc("2MiB")
+        soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        lock_memory(current=False)
+        more = a.alloc("2MiB")
+        assert a.residency().locked == 2 << 20
+        header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        libc = ctypes.CDLL(None)
+        assert libc.capget(header, data) == 0
+        data[0] &= ~(1 << 14)  # no CAP_IPC_LOCK from here on
+        assert libc.capset(header, data) == 0
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (min(hard, 8 << 20) if hard != -1 else 8 << 20, hard))
+        try:
+            lock_memory()
+        except LockError:
+            pass
+        else:
+            raise SystemExit("all of Python was locked, in 8 MiB")
+        more = [more, a.alloc("2MiB")]
+        assert a.residency().locked == 2 << 20, "the outer one is not in force"
+        unlock_memory()
+        assert locked() == 0
+        """
+    )
+
+
+def test_while_others_commit_and_make_and_drop_arenas(run: Callable[..., str]) -> None:
+    run(
+        """
+        import time
+        over = time.monotonic() + 3
+        errors = []
+        a = Arena("64GiB", pages="4K", chunk="64KiB", retain=0)
+        def work(i):
+            try:
+                while time.monotonic() < over:
+                    if i % 2:
+                        new = Arena("64GiB")
+                        block = new.alloc("1MiB")
+                        assert block[0] == 0
+                        del block, new
+                    else:
+                        block = a.alloc("8MiB")
+                        block[5] = 1
+                        del block
+            except BaseException as error:
+                errors.append(error)
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for t in threads: t.start()
+        peak = rounds = 0
+        while time.monotonic() < over:
+            with lock_memory():
+                peak = max(peak, status("VmRSS"))
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            rounds += 1
+        for t in threads: t.join()
+        assert not errors, errors
+        assert rounds > 2 and peak < 1 << 30, (rounds, peak)
+        lock_memory()
+        assert a.residency().present == a.stats().committed
+        unlock_memory()
+        assert locked() == 0
+        """
+    )
