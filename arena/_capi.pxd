@@ -96,10 +96,11 @@ cdef extern from "arena_internal.h" nogil:
     cdef struct os_residency_t "os_residency":
         uint64_t present, huge, zero, swapped
     cdef struct os_features_t "os_features":
-        bint pagemap_scan
+        bint populate, dontneed_locked, pagemap_scan, vma_names
     const os_features_t *os_features()
     int os_residency(const void *, size_t, os_residency_t *)
     int os_overcommit_mode()
+    bint os_thp_allowed(uint64_t, bint)
     cdef struct reservation_view:
         pass
     int reservation_look(reservation_handle *, reservation_view *, uint64_t, uint64_t, bint)
@@ -124,6 +125,12 @@ cdef extern from "heap.h" nogil:
 cdef extern from "lockall.h" nogil:
     int lockall(bint, bint, bint, arena_error *)
     int unlockall()
+
+
+cdef extern from "os_probe.h" nogil:
+    cdef struct os_probe_t "os_probe":
+        int guard, memfd, memfd_secret, mlock, mbind, perf_event_open, thp_disabled, lock_future
+    void os_probe(os_probe_t *)
 
 
 cdef extern from "errno.h" nogil:

@@ -58,6 +58,14 @@ def unlock_all():
         raise OSError(-rc, f"cannot unlock memory: {_os.strerror(-rc)}")
 
 
+def _probe():
+    """What the kernel answers to this process, for arena.doctor: names and numbers as in csrc/os_probe.h and os.h."""
+    cdef os_probe_t p
+    with nogil:
+        os_probe(&p)
+    return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False), "thp_shared": os_thp_allowed(2 << 20, True)}
+
+
 cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
     return arena_alloc(a.c, nbytes, align, 0, NULL, NULL, out, NULL) if a is not None else -EINVAL
 
