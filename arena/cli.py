@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from . import __version__, bench, demo
+from . import __version__, bench, demo, doctor
 from .errors import ArenaError
 
 __all__ = ["main"]
@@ -23,7 +23,7 @@ class Command(Protocol):
         """The exit status. argparse.ArgumentTypeError: the arguments make no sense."""
 
 
-COMMANDS: dict[str, Command] = {"demo": demo, "bench": bench}
+COMMANDS: dict[str, Command] = {"demo": demo, "doctor": doctor, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import os
 import platform
 import struct
 import sys
+import tempfile
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -25,22 +26,28 @@ _NUMBERS = {
     "x86_64": {
         "ioctl": 16,
         "madvise": 28,
+        "mlock": 149,
+        "mbind": 237,
         "openat": 257,
         "fallocate": 285,
         "perf_event_open": 298,
         "process_vm_readv": 310,
         "process_vm_writev": 311,
+        "memfd_create": 319,
         "userfaultfd": 323,
         "memfd_secret": 447,
     },
     "aarch64": {
         "ioctl": 29,
         "madvise": 233,
+        "mlock": 228,
+        "mbind": 235,
         "openat": 56,
         "fallocate": 47,
         "perf_event_open": 241,
         "process_vm_readv": 270,
         "process_vm_writev": 271,
+        "memfd_create": 279,
         "userfaultfd": 282,
         "memfd_secret": 447,
     },
@@ -116,7 +123,62 @@ def without_tmpfile() -> None:
     answer(errno.EOPNOTSUPP, "openat", arg=2, bit=O_TMPFILE_BIT)
 
 
+# Rights.
+
+
+def drop_capabilities(*bits: int) -> None:
+    """These are neither effective nor to be had again, from now on."""
+    mask = sum(1 << bit for bit in bits)
+    for bit in bits:
+        check(libc.prctl(24, bit, 0, 0, 0), "PR_CAPBSET_DROP")
+    header = ctypes.create_string_buffer(struct.pack("II", 0x20080522, 0))
+    sets = ctypes.create_string_buffer(24)
+    check(libc.capget(header, sets), "capget")
+    words = list(struct.unpack("6I", sets.raw))
+    for i in range(6):
+        words[i] &= ~(mask >> (0 if i < 3 else 32)) & 0xFFFFFFFF
+    check(libc.capset(header, ctypes.create_string_buffer(struct.pack("6I", *words))), "capset")
+
+
 # Mounts.
+
+
+def own_mounts() -> None:
+    """From now on this process has mounts of its own."""
+    if libc.unshare(0x20000) or libc.mount(b"none", b"/", None, 0x44000, None):
+        cannot(f"no mount namespace of our own: {os.strerror(ctypes.get_errno())}")
+
+
+def lay_over(path: str, text: str) -> None:
+    """A file, such as one of /proc, has this in it. Needs own_mounts()."""
+    with tempfile.NamedTemporaryFile("w", dir="/dev/shm", delete=False) as file:
+        file.write(text)
+    libc.umount2(
+        path.encode(), 2
+    )  # what was laid there before: it has no name any more, and nothing can be put over it
+    check(libc.mount(file.name.encode(), path.encode(), None, 0x1000, None), f"mount over {path}")
+    os.unlink(file.name)
+
+
+def mount_tmpfs(at: str, options: str) -> None:
+    """Needs own_mounts()."""
+    check(libc.mount(b"none", at.encode(), b"tmpfs", 0, options.encode()), f"mount on {at}")
+
+
+def root_without(*names: str) -> None:
+    """The same files below /, but for these. Needs own_mounts()."""
+    mount_tmpfs("/mnt", "size=1M")
+    for entry in os.scandir("/"):
+        there = f"/mnt/{entry.name}"
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), there)
+        elif entry.is_dir() and entry.name != "mnt":
+            os.mkdir(there)
+            check(libc.mount(entry.path.encode(), there.encode(), None, 0x5000, None), f"mount {there}")
+        elif entry.is_file() and entry.path not in names:
+            open(there, "w").close()
+    os.chroot("/mnt")
+    os.chdir("/")
 
 
 def many_mounts() -> None:
@@ -124,8 +186,7 @@ def many_mounts() -> None:
     with open("/proc/self/mounts", encoding="utf-8", errors="replace") as lines:
         mounts = [line.split() for line in lines]
     cgroups = [mount for mount in mounts if mount[2] in ("cgroup", "cgroup2")]
-    if libc.unshare(0x20000) or libc.mount(b"none", b"/", None, 0x44000, None):
-        cannot(f"no mount namespace of our own: {os.strerror(ctypes.get_errno())}")
+    own_mounts()
     for _, at, *_ in cgroups:
         libc.umount2(at.encode(), 2)
     check(libc.mount(b"none", b"/mnt", b"tmpfs", 0, b"size=1M"), "mount")

@@ -242,6 +242,18 @@ def memory_cgroup() -> Iterator[MemoryCgroup]:
         yield MemoryCgroup(path, limit)
 
 
+@contextlib.contextmanager
+def cpu_cgroup() -> Iterator[Path]:
+    """A CPU cgroup of our own, of v1."""
+    if os.geteuid() != 0:
+        skip("a CPU cgroup needs root")
+    parent = Path("/sys/fs/cgroup/cpu")
+    if not (parent / "cpu.cfs_quota_us").exists():
+        skip("no CPU controller of cgroup v1 here")
+    with _group(parent, "cpu") as path:
+        yield path
+
+
 def memory_limit(nbytes: int, inside: Machine | None = None) -> Machine:
     """A memory cgroup with this limit, for a child on another machine of these."""
 

@@ -58,6 +58,7 @@ def test_the_sdist_has_all_sources(sdist: set[str]) -> None:
             ("csrc", "*.[ch]"),
             ("arena", "*.p*"),
             ("arena/bench", "*"),
+            ("arena/doctor", "*"),
             ("tests", "*.py"),
             ("tests/c", "*"),
             ("bench", "*.py"),

@@ -1,0 +1,53 @@
+"""What a finding is: one fact, what it means for a use, and the line that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from ..errors import amount
+from .mend import Mend
+
+__all__ = ["USES", "VERDICTS", "Finding", "Topic", "Use", "Verdict", "among", "limited", "unknown"]
+
+Use: TypeAlias = Literal["realtime", "numpy", "sharing"]
+USES: tuple[Use, ...] = ("realtime", "numpy", "sharing")
+
+Verdict: TypeAlias = Literal["blocks you", "limits you", "good", "information"]
+VERDICTS: tuple[Verdict, ...] = ("blocks you", "limits you", "good", "information")
+"""The worst first."""
+
+Topic: TypeAlias = Literal["place", "kernel", "memory", "pages", "locking", "scheduling", "sharing"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that this machine, container or process can or cannot do."""
+
+    topic: Topic
+    name: str
+    """Stable: what programs look for. The kernel's own name of it where it has one."""
+    value: str
+    """What was found, in words."""
+    verdict: Verdict
+    """For the use that was asked for. "information": neither good nor bad for it, or it cannot be read."""
+    reason: str
+    """One sentence."""
+    mend: Mend | None = None
+    """The line that mends it; None where nothing has to be mended, or no line does."""
+
+
+def among(use: Use | None, *uses: Use | None, verdict: Verdict = "limits you") -> Verdict:
+    """The verdict for these uses (None: when none was named), and mere information for all others."""
+    return verdict if use in uses else "information"
+
+
+def limited(n: int | None) -> str:
+    """A limit in words; None: there is none."""
+    return "unlimited" if n is None else amount(n)
+
+
+def unknown(topic: Topic, name: str, unread: Mapping[str, str], path: str) -> Finding:
+    """A fact that cannot be read, because of what was said when this path was read."""
+    return Finding(topic, name, "cannot be read", "information", f"{path}: {unread.get(path, 'does not say it')}.")
