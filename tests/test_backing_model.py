@@ -15,6 +15,8 @@ from measure import PAGE
 
 from arena import Reservation
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 N = 24  # pages
 places = st.integers(0, N * PAGE)
 pages = st.integers(0, N - 1)

@@ -14,6 +14,8 @@ import pytest
 from kernel import CANNOT
 from refusals import CASES, Case
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_error(case: Case, tmp_path: Path) -> None:

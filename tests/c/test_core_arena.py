@@ -34,6 +34,8 @@ from c._core import (
 )
 from conftest import in_child
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 
 @pytest.fixture(autouse=True)
 def nothing_is_lost_in_a_tick() -> Iterator[None]:

@@ -37,6 +37,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 
 @pytest.fixture(autouse=True)
 def nothing_is_lost_in_a_tick() -> Iterator[None]:

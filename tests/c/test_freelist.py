@@ -25,6 +25,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 SOURCES = [CSRC / "freelist.c", CSRC / "freelist_stats.c"]
 COMMITTED_ONLY = 1
 ffi = cffi.FFI()

@@ -11,6 +11,8 @@ from c import _core
 from c._build import must, refused
 from c._core import EVER, KIB, LONG, MIB, NULL, STOP, Arena, ffi, library, stop, ticking
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 
 class Heap:
     """A heap of an arena, whose caller's lock is held or not."""
