@@ -8,7 +8,8 @@ cdef class Block:
     the object.
 
     It keeps its arena mapped. While a buffer of it is exported it cannot be freed. One thing no library can see:
-    np.ndarray(buffer=block) keeps the block but no export, so after an explicit free() it reads reused memory.
+    np.ndarray(buffer=block), torch.frombuffer(block) and torch.asarray(block) keep the block but no export, so after an
+    explicit free() they read reused memory. np.frombuffer(block) and torch.from_dlpack(block) hold one.
     """
     cdef Arena _arena
     cdef uint64_t handle
@@ -123,6 +124,21 @@ cdef class Block:
 
     def __setitem__(self, key, value):
         memoryview(self)[key] = value
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """A DLPack capsule, for from_dlpack() of NumPy, PyTorch and others: a tensor of uint8 on the CPU, versioned
+        (1.0) if ``max_version`` says that the consumer can have it so. It holds an export until the consumer is done.
+
+        ``copy=True``: of a new block in the same arena, else of this one.
+
+        Raises BufferError if the block was freed or for a ``dl_device`` that is not the CPU, ValueError for a
+        ``stream``; with ``copy=True`` also as Arena.alloc().
+        """
+        return dlpack_export(self, stream, max_version, dl_device, copy)
+
+    def __dlpack_device__(self):
+        """(1, 0): the CPU."""
+        return DL_CPU, 0
 
     def __enter__(self):
         if self.freed:

@@ -4,7 +4,7 @@ from os import PathLike
 from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias, final, overload
 
 from numpy.typing import DTypeLike, NDArray
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer, CapsuleType, Self
 
 from .ledger import Residency, Stats
 
@@ -173,6 +173,15 @@ class Block:
     def __setitem__(self, key: SupportsIndex, value: int, /) -> None: ...
     @overload
     def __setitem__(self, key: slice, value: Buffer, /) -> None: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> CapsuleType: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...

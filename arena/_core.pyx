@@ -3,20 +3,22 @@
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_CONTIG_RO, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_CONTIG_RO, PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release,
+    PyObject_GetBuffer,
 )
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport UINT64_MAX, uint8_t
+from libc.stdint cimport UINT64_MAX, int32_t, uint8_t, uint16_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset, strcpy
+from libc.string cimport memcpy, memset, strcpy
 
 from arena._capi cimport *
 
 import errno as _errno
+import operator as _operator
 import os as _os
 import threading as _threading
 import weakref as _weakref
@@ -32,6 +34,7 @@ include "_arguments.pxi"
 include "_reservation.pxi"
 include "_arena.pxi"
 include "_block.pxi"
+include "_dlpack.pxi"
 include "_handler.pxi"
 
 
