@@ -10,6 +10,11 @@ cdef class Block:
     It keeps its arena mapped. While a buffer of it is exported it cannot be freed. One thing no library can see:
     np.ndarray(buffer=block), torch.frombuffer(block) and torch.asarray(block) keep the block but no export, so after an
     explicit free() they read reused memory. np.frombuffer(block) and torch.from_dlpack(block) hold one.
+
+    Pickle takes it from protocol 5 on. Out of band (``buffer_callback=``) nothing is copied, the PickleBuffer holds an
+    export, and loads() gives back the very buffer that the receiver has put into ``buffers=``, such as a Block of its
+    own. In band the bytes are copied, and come back as a bytearray. With lower protocols, and in the copy module, it
+    is a TypeError.
     """
     cdef Arena _arena
     cdef uint64_t handle
@@ -140,6 +145,17 @@ cdef class Block:
         """(1, 0): the CPU."""
         return DL_CPU, 0
 
+    def __reduce_ex__(self, protocol):
+        if protocol < 5:
+            raise TypeError(
+                "a Block goes through pickle with protocol 5 or later (pickle.dumps(block, protocol=5)), and not "
+                "through the copy module. multiprocessing and concurrent.futures use an earlier one: send them "
+                "bytes(block), which is a copy, or let processes that you fork use the same memory, of "
+                "Arena(size, shared=True)"
+            )
+        # What comes out is what went in: a callable of the standard library, so that a receiver needs no arena.
+        return _operator.getitem, ((PyPickleBuffer_FromObject(self),), 0)
+
     def __enter__(self):
         if self.freed:
             raise ValueError("the block was freed before")
@@ -153,6 +169,10 @@ cdef class Block:
         if self.freed:
             return "<arena.Block freed>"
         return f"<arena.Block of {self.size} bytes at offset {self.offset}>"
+
+
+cdef extern from "Python.h":
+    object PyPickleBuffer_FromObject(object)
 
 
 # --- how they are made

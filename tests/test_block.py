@@ -131,7 +131,12 @@ def test_resize_in_place(a: Arena) -> None:
 
 
 def test_blocks_are_made_by_alloc_only(a: Arena) -> None:
-    for make in (Block, lambda: Block.__new__(Block), lambda: copy.copy(a.alloc(1)), lambda: pickle.dumps(a.alloc(1))):
+    for make in (
+        Block,
+        lambda: Block.__new__(Block),
+        lambda: copy.copy(a.alloc(1)),
+        lambda: pickle.dumps(a.alloc(1), 4),
+    ):
         with pytest.raises(TypeError):
             make()
     with pytest.raises(TypeError):
