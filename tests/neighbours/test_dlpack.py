@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,49 @@ def test_nothing_is_left_of_ten_thousand(a: Arena, use: Callable[[Block], None])
     assert a.stats().blocks == 0
     # Of malloc's memory neither: 200 bytes of each would be 2 MB.
     assert rss() - before < MIB
+
+
+@pytest.mark.parametrize("copy", [None, True])
+def test_nothing_is_left_where_memory_runs_out(a: Arena, copy: bool | None) -> None:
+    testcapi: Any = pytest.importorskip("_testcapi", reason="this CPython has no _testcapi")
+    block = a.alloc(100)
+    failed = 0
+    for nth in range(30):  # the nth allocation of Python's from here on fails
+        testcapi.set_nomemory(nth, nth + 1)
+        try:
+            block.__dlpack__(copy=copy)
+        except MemoryError:
+            failed += 1
+        finally:
+            testcapi.remove_mem_hooks()
+    assert failed
+    block.free()
+    assert a.stats().blocks == 0
+
+
+def test_exports_and_frees_in_all_threads(a: Arena) -> None:
+    def work(seed: int) -> int:
+        refused = 0
+        for i in range(500):
+            block = shared[(seed + i) % len(shared)]
+            try:
+                if i % 50 == 49:
+                    block.free()
+                elif i % 2:
+                    delete(consume(block.__dlpack__()))
+                else:
+                    block.__dlpack__(copy=bool(seed % 2), max_version=VERSIONED)
+            except (BufferError, ValueError):
+                refused += 1
+        return refused
+
+    shared = [a.alloc(1000) for _ in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        refused = list(pool.map(work, range(4)))
+    assert sum(refused)
+    shared.clear()
+    gc.collect()
+    assert a.stats().blocks == 0
 
 
 # --- NumPy
