@@ -88,3 +88,38 @@ def test_ctrl_c_stops_every_thread(arguments: list[str], tmp_path: Path) -> None
         said, complained = running.communicate(timeout=60)
     assert first and (running.returncode, said, complained) == (130, "", "stopped\n")
     assert not list(tmp_path.iterdir())
+
+
+def neighbours(*arguments: str) -> dict[str, str]:
+    """What each of the functions said."""
+    done = run_child(f"import runpy, sys\nsys.argv[1:] = {arguments!r}\n" + NEIGHBOURS)
+    assert done.returncode == 0, done.stderr
+    return {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()}
+
+
+NEIGHBOURS = "runpy.run_module('arena.examples.neighbours', run_name='__main__')"
+MISSING = "import sys\nfor name in ('numpy', 'torch', 'cffi', 'PIL'):\n    sys.modules[name] = None\n"
+
+
+def test_the_neighbours() -> None:
+    said = neighbours()
+    assert len(said) == 18
+    assert said.pop("and") == "0 blocks are left of them"
+    assert "(7, 1.5)" in said["structs"] and "7 in a cast view" in said["structs"]
+    assert said["sockets"].startswith("1000 bytes")
+    assert "is the receiver's block" in said["pickle5"]
+    expected = {"numpy": "1500.0", "torch": "1500", "arrow_ipc": "1000 rows", "numba": "499500", "h5py": "999"}
+    for name, words in expected.items():
+        assert words in said[name] or said[name].startswith("not installed: ")
+
+
+def test_neighbours_that_are_not_installed() -> None:
+    done = run_child(MISSING + "sys.argv[1:] = ['numpy', 'cffi', 'structs']\nimport runpy\n" + NEIGHBOURS)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["structs", "cffi", "numpy", "and"]
+    assert done.stdout.count("not installed") == 2
+
+
+def test_an_unknown_neighbour() -> None:
+    done = run_child("import runpy, sys\nsys.argv[1:] = ['nix']\n" + NEIGHBOURS)
+    assert done.returncode == 2 and "nix" in done.stderr

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from measure import minor_faults
 
 from arena import Arena, Block
+
+T = TypeVar("T")
 
 
 def neighbour(name: str) -> Any:
@@ -18,7 +21,7 @@ def neighbour(name: str) -> Any:
 
 
 def holds_an_export(a: Arena, make: Callable[[Block], object], nbytes: int = 1 << 16) -> None:
-    """make(block) holds an export: nobody takes its memory away, and the block goes with it."""
+    """make(block) holds an export: nobody takes its memory away, and the block goes with it, at once."""
     before = a.stats().blocks
     block = a.alloc(nbytes, align=4096, zero=True)
     thing = make(block)
@@ -28,10 +31,8 @@ def holds_an_export(a: Arena, make: Callable[[Block], object], nbytes: int = 1 <
     with pytest.raises(BufferError):
         block.resize(2 * nbytes)
     del take_away, block
-    gc.collect()
     assert a.stats().blocks == before + 1
     del thing
-    gc.collect()
     assert a.stats().blocks == before
 
 
@@ -42,10 +43,8 @@ def keeps_the_object_only(a: Arena, make: Callable[[Block], object], nbytes: int
     block = a.alloc(nbytes, align=4096, zero=True)
     thing = make(block)
     del block
-    gc.collect()
     assert a.stats().blocks == before + 1
     del thing
-    gc.collect()
     assert a.stats().blocks == before
     block = a.alloc(nbytes, align=4096, zero=True)
     thing = make(block)
@@ -64,3 +63,20 @@ def python_bytes(work: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
+
+
+def faults(work: Callable[[T], object], rehearsal: T, target: T) -> int:
+    """The page faults of work(target), done often with something smaller before: the interpreter's own pages fault
+    too, each of them after an earlier test's fork."""
+    count = -1
+    for one in (*[rehearsal] * 300, target):
+        before = minor_faults()
+        work(one)
+        count = minor_faults() - before
+    return count
+
+
+def faults_into(a: Arena, fill: Callable[[memoryview], object], nbytes: int = 4 << 20) -> int:
+    """The page faults of fill(view), where view is memory that nobody has written yet."""
+    a.warm(nbytes + (1 << 20))
+    return faults(fill, memoryview(a.alloc(1 << 16)), memoryview(a.alloc(nbytes)))
