@@ -85,6 +85,7 @@ cdef class Arena:
         """
         cdef arena_block b
         cdef uint64_t n, step = 64, epoch
+        cdef Block block
         cdef int rc, overflow = 0
         cdef long long given = PyLong_AsLongLongAndOverflow(nbytes, &overflow) if type(nbytes) is int else 0
         n = <uint64_t>given if given > 0 else positive(nbytes, "nbytes")
@@ -94,10 +95,11 @@ cdef class Arena:
                 raise ValueError(f"align must be at most the arena's chunk ({arena_chunk(self.c)}), not {align!r}")
         # Before the block: a reset between the two frees it, and the epoch of afterwards would say that it lives.
         epoch = arena_load64(self.epoch_at)
+        block = Block.__new__(Block)
         rc = arena_try(self.c, n, step, &b)
         if rc:
             return slow_alloc(self, n, step, zero, grow)
-        block = wrap(self, &b, n, epoch)
+        give(block, self, &b, n, epoch)
         if zero and b.dirty:
             clear(block, b.dirty)
         return block

@@ -191,14 +191,13 @@ cdef clear(Block block, uint64_t nbytes):
     exports_drop(&self.exports)
 
 
-cdef inline Block wrap(Arena self, arena_block *b, uint64_t nbytes, uint64_t epoch):
-    cdef Block block = Block.__new__(Block)
+# The object is there before its memory, for there may be no memory for the object.
+cdef inline void give(Block block, Arena self, arena_block *b, uint64_t nbytes, uint64_t epoch) noexcept:
     block._arena = self
     block.handle = b.handle
     block.ptr = <char *>b.address
     block.size = nbytes
     block.epoch = epoch
-    return block
 
 
 cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
@@ -208,6 +207,7 @@ cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bi
     cdef arena_error e
     cdef uint64_t epoch = arena_load64(self.epoch_at)
     cdef unsigned flags = 0 if grow else ARENA_NO_GROW
+    cdef Block block = Block.__new__(Block)
     cdef int rc
     if nbytes > self._size:
         e.op, e.offset, e.requested, e.err = b"alloc", 0, nbytes, ENOSPC
@@ -217,7 +217,7 @@ cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bi
     with nogil:
         rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>ticker, &b, &e)
     if rc == 0:
-        block = wrap(self, &b, nbytes, epoch)
+        give(block, self, &b, nbytes, epoch)
         ticker.finish(rc, 0)
         if zero and b.dirty:
             clear(block, b.dirty)

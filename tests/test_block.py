@@ -109,6 +109,23 @@ def test_a_block_keeps_its_arena() -> None:
     assert b.arena.stats().blocks == 1
 
 
+def test_python_has_no_memory_for_the_object(a: Arena) -> None:
+    testcapi: Any = pytest.importorskip("_testcapi", reason="this CPython has no _testcapi")
+    kept = [a.alloc(100) for _ in range(100)]  # more than the type's own free list has
+    failed = 0
+    for nbytes in (100, 3 * MIB):  # from committed memory, and not
+        for nth in range(20):  # the nth allocation of Python's from here on fails
+            testcapi.set_nomemory(nth, nth + 1)
+            try:
+                kept.append(a.alloc(nbytes))
+            except MemoryError:
+                failed += 1
+            finally:
+                testcapi.remove_mem_hooks()
+    assert failed
+    assert a.stats().blocks == len(kept) == 140 - failed
+
+
 def test_resize_in_place(a: Arena) -> None:
     b = a.alloc(1000)
     b[:4] = b"keep"
