@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -61,6 +62,8 @@ def test_the_sdist_has_all_sources(sdist: set[str]) -> None:
             ("arena/doctor", "*"),
             ("tests", "*.py"),
             ("tests/c", "*"),
+            ("tests/capi", "*"),
+            ("tests/neighbours", "*.py"),
             ("bench", "*.py"),
         )
         for path in ROOT.glob(f"{folder}/{pattern}")
@@ -114,11 +117,17 @@ with arena.Arena("1GiB") as a:
     assert said.startswith(f"hello {tmp_path}")
 
 
-def test_the_header_is_enough_for_a_c_compiler(wheel: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("compiler", "standard", "name"), [("gcc", "c11", "use.c"), ("g++", "c++17", "use.cc")])
+def test_the_header_is_enough_for_a_compiler(
+    compiler: str, standard: str, name: str, wheel: Path, tmp_path: Path
+) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}")
     with zipfile.ZipFile(wheel) as archive:
         archive.extract("arena/include/arena.h", tmp_path)
-    (tmp_path / "use.c").write_text("#include <arena.h>\nstruct arena_block b;\n")
-    run("gcc", "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Iarena/include", "-c", "use.c", cwd=tmp_path)
+    (tmp_path / name).write_text("#include <arena.h>\nstruct arena_block b;\n")
+    flags = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Iarena/include")
+    run(compiler, f"-std={standard}", *flags, "-c", name, cwd=tmp_path)
 
 
 def test_the_tools_are_of_one_version_everywhere() -> None:

@@ -5,6 +5,8 @@
 A neighbour's object that holds an export keeps the block: free() is a BufferError until it is gone, and then the block
 goes too. Three keep the block object but no export, so nothing stops an explicit free() under them:
 np.ndarray(buffer=block), torch.frombuffer(block) and torch.asarray(block).
+
+Cython and C need a compiler: tests/neighbours/test_cython.py has a typed memoryview of a block, tests/capi the rest.
 """
 
 from __future__ import annotations
