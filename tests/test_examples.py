@@ -7,6 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+
+
+import subprocess
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -97,12 +100,22 @@ def neighbours(*arguments: str) -> dict[str, str]:
     return {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()}
 
 
-NEIGHBOURS = "runpy.run_module('arena.examples.neighbours', run_name='__main__')"
-MISSING = "import sys\nfor name in ('numpy', 'torch', 'cffi', 'PIL'):\n    sys.modules[name] = None\n"
+NEIGHBOURS = """
+import runpy, sys
+sys.argv[1:], absent = ARGUMENTS, ABSENT
+sys.modules.update(dict.fromkeys(absent))  # None: as if it were not installed
+runpy.run_module("arena.examples.neighbours", run_name="__main__")
+"""
+
+
+def neighbours(*arguments: str, absent: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return run_child(NEIGHBOURS.replace("ARGUMENTS", repr(arguments)).replace("ABSENT", repr(absent)))
 
 
 def test_the_neighbours() -> None:
-    said = neighbours()
+    done = neighbours()
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert len(said) == 18
     assert said.pop("and") == "0 blocks are left of them"
     assert "(7, 1.5)" in said["structs"] and "7 in a cast view" in said["structs"]
@@ -114,12 +127,12 @@ def test_the_neighbours() -> None:
 
 
 def test_neighbours_that_are_not_installed() -> None:
-    done = run_child(MISSING + "sys.argv[1:] = ['numpy', 'cffi', 'structs']\nimport runpy\n" + NEIGHBOURS)
+    done = neighbours("numpy", "cffi", "structs", absent=("numpy", "cffi"))
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["structs", "cffi", "numpy", "and"]
     assert done.stdout.count("not installed") == 2
 
 
 def test_an_unknown_neighbour() -> None:
-    done = run_child("import runpy, sys\nsys.argv[1:] = ['nix']\n" + NEIGHBOURS)
+    done = neighbours("nix")
     assert done.returncode == 2 and "nix" in done.stderr
