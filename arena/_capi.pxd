@@ -1,8 +1,19 @@
 # cython: language_level=3
 # What the Python types use of csrc/, beyond the declarations of _core.pxd.
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 
 from arena._core cimport arena_block, arena_error, arena_handle, arena_tick, reservation_handle
+
+
+cdef extern from "Python.h":
+    # With PyObject *, for Cython's own declarations count references of what is being deallocated.
+    object PyCapsule_New(void *, const char *, void (*)(PyObject *) noexcept)
+    bint PyCapsule_IsValid(PyObject *, const char *)
+    void *PyCapsule_GetPointer(PyObject *, const char *)
+    void *PyCapsule_GetContext(PyObject *)
+    int PyCapsule_SetContext(object, void *) except -1
+    bint Py_IsInitialized() nogil
 
 
 cdef extern from "stdbool.h":

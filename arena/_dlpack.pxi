@@ -1,15 +1,6 @@
 # A block as a DLPack tensor: one dimension of uint8 on the CPU. The structures are those of dlpack.h 1.0, and of 0.8
 # for consumers that do not ask for a version; https://dmlc.github.io/dlpack/latest/python_spec.html says who does what.
 
-cdef extern from "Python.h":
-    # With PyObject *, for Cython's own declarations count references of what is being deallocated.
-    object PyCapsule_New(void *, const char *, void (*)(PyObject *) noexcept)
-    bint PyCapsule_IsValid(PyObject *, const char *)
-    void *PyCapsule_GetContext(PyObject *)
-    int PyCapsule_SetContext(object, void *) except -1
-    bint Py_IsInitialized() nogil
-
-
 cdef struct DLPackVersion:
     uint32_t major, minor
 

@@ -66,7 +66,8 @@ cdef void **numpy_functions() except NULL:
     if numpy_table == NULL:
         numpy = _arrays.numpy()
         inside = getattr(numpy, "_core", None) or numpy.core
-        table = <void **>PyCapsule_GetPointer(inside._multiarray_umath._ARRAY_API, NULL)
+        api = inside._multiarray_umath._ARRAY_API
+        table = <void **>PyCapsule_GetPointer(<PyObject *>api, NULL)
         if (<unsigned (*)() noexcept>table[FEATURE_VERSION])() < SINCE:
             raise ImportError(f"NumPy {numpy.__version__} has no data handlers (NEP 49): 1.22 and later have")
         numpy_table = table
@@ -97,7 +98,7 @@ cdef int heap_tick_with_gil() noexcept with gil:
     return 0
 
 
-cdef void forget(object capsule) noexcept:
+cdef void forget(PyObject *capsule) noexcept:
     cdef handler *h = <handler *>PyCapsule_GetPointer(capsule, CAPSULE)
     Py_DECREF(<object>h.owner)
     free(h)
@@ -131,7 +132,7 @@ def numpy_handler_of_now():
 
 def swap_numpy_handler(capsule):
     """Installs a handler in the current context, or NumPy's own for None. The one before."""
-    if capsule is not None and not PyCapsule_IsValid(capsule, CAPSULE):
+    if capsule is not None and not PyCapsule_IsValid(<PyObject *>capsule, CAPSULE):
         raise TypeError(f"a handler of NumPy's is wanted, not {type(capsule).__name__}")
     return (<arena_numpy_set>numpy_functions()[SET_HANDLER])(NULL if capsule is None else <PyObject *>capsule)
 
@@ -139,9 +140,9 @@ def swap_numpy_handler(capsule):
 def arena_of_numpy_handler(capsule):
     """The arena that it allocates in; None where it is not of ours."""
     cdef data_handler *face
-    if capsule is None or not PyCapsule_IsValid(capsule, CAPSULE):
+    if capsule is None or not PyCapsule_IsValid(<PyObject *>capsule, CAPSULE):
         return None
-    face = <data_handler *>PyCapsule_GetPointer(capsule, CAPSULE)
+    face = <data_handler *>PyCapsule_GetPointer(<PyObject *>capsule, CAPSULE)
     return <object>(<handler *>face).owner if face.malloc == heap_malloc else None
 
 

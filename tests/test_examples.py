@@ -7,9 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-
-
-import subprocess
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -91,13 +88,6 @@ def test_ctrl_c_stops_every_thread(arguments: list[str], tmp_path: Path) -> None
         said, complained = running.communicate(timeout=60)
     assert first and (running.returncode, said, complained) == (130, "", "stopped\n")
     assert not list(tmp_path.iterdir())
-
-
-def neighbours(*arguments: str) -> dict[str, str]:
-    """What each of the functions said."""
-    done = run_child(f"import runpy, sys\nsys.argv[1:] = {arguments!r}\n" + NEIGHBOURS)
-    assert done.returncode == 0, done.stderr
-    return {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()}
 
 
 NEIGHBOURS = """
