@@ -2,15 +2,16 @@
 first pass over a large one, and what memory is there afterwards.
 
 NumPy's own allocator is malloc, with a cache below 1 KiB and, from 4 MiB on, madvise(MADV_HUGEPAGE); it is measured as
-it comes, and for the expressions also with 4 KiB pages (NUMPY_MADVISE_HUGEPAGE=0). The arena is warmed, as a program
+it comes, and also with 4 KiB pages (NUMPY_MADVISE_HUGEPAGE=0). The arena is warmed, as a program
 that runs for a while has it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import _measure as m
@@ -21,11 +22,17 @@ import arena
 native = m.load_native()
 U1 = np.dtype("u1")
 PAGE = 4096
+PAGES = {True: "THP", False: "4 KiB pages"}
 
 
-def set_huge_pages(on: bool) -> None:
-    inside: Any = getattr(np, "_core", None) or np.core
-    inside._multiarray_umath._set_madvise_hugepage(on)
+@contextlib.contextmanager
+def numpys_pages(huge: bool) -> Iterator[None]:
+    inside: Any = (getattr(np, "_core", None) or np.core)._multiarray_umath
+    before = inside._set_madvise_hugepage(huge)
+    try:
+        yield
+    finally:
+        inside._set_madvise_hugepage(before)
 
 
 class Bench:
@@ -55,7 +62,7 @@ class Bench:
         self.report.keep(f"np.empty of {size(n)}", samples)
         self.report.times_cost(f"np.empty of {size(n)}, made and dropped", target, samples["arena"], samples["NumPy"])
 
-    def written(self, n: int, step: int, target: m.Target | None) -> None:
+    def written(self, n: int, step: int, huge: bool, target: m.Target | None) -> None:
         count = max(1, 4 * self.size // n // 16)
 
         def work() -> float:
@@ -68,8 +75,10 @@ class Bench:
                 spent += time.perf_counter_ns() - start
             return spent / 1e9 / count
 
-        samples = m.interleave(self.both(work), self.repeat, lambda: m.warm_machine(n))
-        what = f"np.empty of {size(n)}, {'filled' if step == 1 else 'a byte a page written'}, and dropped"
+        with numpys_pages(huge):
+            samples = m.interleave(self.both(work), self.repeat, lambda: m.warm_machine(n))
+        how = "filled" if step == 1 else "a byte a page written"
+        what = f"np.empty of {size(n)}, {how}, and dropped, against NumPy's own with {PAGES[huge]}"
         self.report.keep(what, samples)
         self.report.times_faster(what, target, samples["NumPy"], samples["arena"])
 
@@ -89,14 +98,9 @@ class Bench:
                 raise AssertionError("the sum is wrong")
             return spent / 1e9 / rounds
 
-        pages = "THP" if huge else "4 KiB pages"
-        set_huge_pages(huge)
-        try:
-            cases = self.both(work)
-            samples = m.interleave({"NumPy": cases["NumPy"]} | {"arena": cases["arena"]}, self.repeat)
-        finally:
-            set_huge_pages(True)
-        what = f"(a * b + c).sum(), {size(n)} each, against NumPy's own with {pages}"
+        with numpys_pages(huge):
+            samples = m.interleave(self.both(work), self.repeat)
+        what = f"(a * b + c).sum(), {size(n)} each, against NumPy's own with {PAGES[huge]}"
         self.report.keep(what, samples)
         self.report.times_faster(what, target, samples["NumPy"], samples["arena"])
         if huge:
@@ -154,8 +158,9 @@ def main() -> None:
         if 1 << shift <= args.size:
             bench.made(1 << shift, m.at_most(1.2))
     for n in (n for n in (64 * m.MIB, 256 * m.MIB, m.GIB) if n <= args.size):
-        bench.written(n, PAGE, m.at_least(40))
-        bench.written(n, 1, m.at_least(2.5))
+        for huge in (True, False):
+            bench.written(n, PAGE, huge, m.at_least(40))
+            bench.written(n, 1, huge, m.at_least(2.5))
     for n in (n for n in (32 * m.MIB, 64 * m.MIB, 256 * m.MIB) if n <= args.size):
         bench.expression(n, False, m.at_least(2))
         bench.expression(n, True, m.at_least(1.2))
