@@ -105,6 +105,7 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
         return arena_explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
     if (rc_of->pages == ARENA_PAGES_AUTO && chunk < OS_HUGE) rc_of->page_bytes = chunk;
     rc_of->size = (size + chunk - 1) & ~(chunk - 1);
+    rc_of->align = chunk; /* blocks are aligned to up to a chunk, by their offset */
 
     struct arena *a = calloc(1, sizeof *a);
     if (!a) return arena_explain(error, -ENOMEM, "malloc", sizeof *a, UINT64_MAX);

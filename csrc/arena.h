@@ -66,6 +66,7 @@ struct reservation_config {
     uint64_t headroom; /* bytes to leave to the rest of the machine or cgroup */
     const char *name; /* for /proc/self/maps; may be NULL */
     const void *features; /* struct os_features; NULL: this kernel's */
+    uint64_t align; /* of the address: a power of two. Less than 2 MiB, or a page, is taken for that */
 };
 
 struct reservation_stats {

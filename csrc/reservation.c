@@ -47,11 +47,12 @@ static enum os_fork fork_of(const struct reservation_config *c) {
 }
 
 /* Maps what was opened. On failure nothing is mapped. */
-static int map_backing(struct reservation *r, const char **op) {
+static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     void *base;
     *op = "mmap";
-    int rc = os_reserve(&r->backing.mapping, r->backing.bytes, r->backing.page > OS_HUGE ? r->backing.page : OS_HUGE,
-                        &base, &r->lazy);
+    if (align < OS_HUGE) align = OS_HUGE;
+    if (align < r->backing.page) align = r->backing.page;
+    int rc = os_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
     if (rc) return rc;
     r->base = base;
     *op = r->backing.node < 0 ? "madvise" : "mbind";
@@ -85,7 +86,7 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
             rc = -EINVAL;
             op = "fork";
         }
-        if (rc == 0) rc = map_backing(r, &op);
+        if (rc == 0) rc = map_backing(r, c->align, &op);
         if (rc) backing_close(&r->backing, c->path);
     }
     if (rc) {

@@ -89,6 +89,13 @@ def test_alignment(align: Any) -> None:
         assert len({b.offset for b in kept}) == 9
 
 
+def test_blocks_are_aligned_to_large_chunks_too() -> None:
+    with Arena("256MiB", chunk="16MiB") as a:
+        kept = [a.alloc(100, align="16MiB") for _ in range(3)]
+        assert all(b.address % (16 * MIB) == 0 for b in kept)
+        kept.clear()
+
+
 @pytest.mark.parametrize(
     "options",
     [
