@@ -83,41 +83,46 @@ cdef class Arena:
         Raises ArenaFullError (a MemoryError) where no free range is that large, CommitError where the machine or
         cgroup has not the memory, ValueError once the arena is closed.
         """
-        cdef arena_block b
-        cdef uint64_t n, step = 64, epoch
-        cdef Block block
-        cdef int rc, overflow = 0
+        cdef int overflow = 0
         cdef long long given = PyLong_AsLongLongAndOverflow(nbytes, &overflow) if type(nbytes) is int else 0
-        n = <uint64_t>given if given > 0 else positive(nbytes, "nbytes")
-        if align != 64:
-            step = alignment(align)
-            if step > arena_chunk(self.c):
-                raise ValueError(f"align must be at most the arena's chunk ({arena_chunk(self.c)}), not {align!r}")
-        # Before the block: a reset between the two frees it, and the epoch of afterwards would say that it lives.
-        epoch = arena_load64(self.epoch_at)
-        block = Block.__new__(Block)
-        rc = arena_try(self.c, n, step, &b)
-        if rc:
-            return slow_alloc(self, n, step, zero, grow)
-        give(block, self, &b, n, epoch)
-        if zero and b.dirty:
-            clear(block, b.dirty)
-        return block
+        return new_block(
+            self, <uint64_t>given if given > 0 else positive(nbytes, "nbytes"), step_of(self, align), zero, grow
+        )
 
     def empty(self, shape, dtype=float, order="C", *, align=64):
-        """A new NumPy array, uninitialised. It owns its block, which is freed with the last view of it.
+        """A new NumPy array, uninitialised. It owns its block, which is freed with the last view of it, in whichever
+        thread; as it holds an export, the arena says BufferError to reset() and close() while it lives.
 
-        ValueError for object dtypes; ImportError without NumPy; else as alloc().
+        ``order``: "C" or "F". ``align``: as for alloc(). Arrays of 0 bytes are NumPy's own.
+
+        ValueError for dtypes with Python objects or variable-width strings in them; ImportError without NumPy; else as
+        alloc().
         """
-        return _arrays.empty(self, shape, dtype, order, align, False)
+        return new_array(self, shape, dtype, order, align, False)
 
     def zeros(self, shape, dtype=float, order="C", *, align=64):
         """As empty(), of zeros. Memory that is known to be zero is not written."""
-        return _arrays.empty(self, shape, dtype, order, align, True)
+        return new_array(self, shape, dtype, order, align, True)
 
     def full(self, shape, fill_value, dtype=None, order="C", *, align=64):
         """As empty(), of one value, and by default of its dtype."""
         return _arrays.full(self, shape, fill_value, dtype, order, align)
+
+    def empty_like(self, prototype, dtype=None, order="K", *, shape=None, align=64):
+        """As empty(), with the shape and dtype of an array unless said otherwise.
+
+        ``order``: also "K", that of the prototype as nearly as can be, and "A", "F" if the prototype is in Fortran's
+        order only, else "C".
+        """
+        return _arrays.empty_like(self, prototype, dtype, order, shape, align)
+
+    def array(self, obj, dtype=None, order="K", *, align=64):
+        """A copy of ``obj``, which is an array or anything that NumPy makes one of; subclasses become plain arrays.
+
+        ``order`` as for empty_like(), errors as for empty() and np.array. What is not an array yet, or needs a dtype
+        other than a plain number's, becomes one outside of the arena first.
+        """
+        return _arrays.array(self, obj, dtype, order, align)
 
     def numpy_allocations(self, *, overflow="raise"):
         """A context manager, or decorator: what NumPy allocates in this context is in the arena (NEP 49), see

@@ -22,11 +22,15 @@ cdef class Block:
     cdef Py_ssize_t size
     cdef uint64_t exports
     cdef uint64_t epoch
+    cdef bint lent  # for life, to the array whose base it is
 
     def __dealloc__(self):
         cdef c_bool due = False
         if self._arena is None:
             return
+        if self.lent:
+            exports_drop(&self.exports)
+            exports_drop(&self._arena.exports)
         if exports_closed(&self.exports) or arena_give(self._arena.c, self.handle, &due) != 0:
             arena_unpin(self._arena.c)  # freed before, by free() or reset(): the mapping stayed for this object
         elif due:
@@ -34,16 +38,12 @@ cdef class Block:
                 arena_collect(self._arena.c)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        # The arena's word first: while it is taken no reset can begin, so the epoch stands still.
-        if not exports_take(&self._arena.exports):
-            raise BufferError("the arena is being reset or closed")
-        if not exports_take(&self.exports):
-            exports_drop(&self._arena.exports)
-            raise BufferError("the block was freed" if exports_closed(&self.exports) else "the block is being resized")
-        if self.epoch != arena_load64(self._arena.epoch_at):
-            exports_drop(&self.exports)
-            exports_drop(&self._arena.exports)
-            raise BufferError("the block was freed (its arena was reset)")
+        if not take(self):
+            raise BufferError(
+                "the block was freed" if exports_closed(&self.exports)
+                else "the block was freed (its arena was reset)" if self.freed
+                else "the block is being resized, or its arena reset or closed"
+            )
         fill_view(self, view, flags, self.ptr, &self.size, False)
 
     def __releasebuffer__(self, Py_buffer *view):
@@ -175,6 +175,18 @@ cdef extern from "Python.h":
     object PyPickleBuffer_FromObject(object)
 
 
+cdef inline bint take(Block self) noexcept:
+    """An export. Refused: the block was freed or is being resized, or the arena is being reset or closed."""
+    # The arena's word first: while it is taken no reset can begin, so the epoch stands still.
+    if exports_take(&self._arena.exports):
+        if exports_take(&self.exports):
+            if self.epoch == arena_load64(self._arena.epoch_at):
+                return True
+            exports_drop(&self.exports)
+        exports_drop(&self._arena.exports)
+    return False
+
+
 # --- how they are made
 
 cdef clear(Block block, uint64_t nbytes):
@@ -198,6 +210,28 @@ cdef inline void give(Block block, Arena self, arena_block *b, uint64_t nbytes, 
     block.ptr = <char *>b.address
     block.size = nbytes
     block.epoch = epoch
+
+
+cdef inline uint64_t step_of(Arena self, align) except 0:
+    cdef uint64_t step = 64
+    if align != 64:
+        step = alignment(align)
+        if step > arena_chunk(self.c):
+            raise ValueError(f"align must be at most the arena's chunk ({arena_chunk(self.c)}), not {align!r}")
+    return step
+
+
+cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
+    cdef arena_block b
+    # Before the block: a reset between the two frees it, and the epoch of afterwards would say that it lives.
+    cdef uint64_t epoch = arena_load64(self.epoch_at)
+    cdef Block block = Block.__new__(Block)
+    if arena_try(self.c, nbytes, align, &b):
+        return slow_alloc(self, nbytes, align, zero, grow)
+    give(block, self, &b, nbytes, epoch)
+    if zero and b.dirty:
+        clear(block, b.dirty)
+    return block
 
 
 cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):

@@ -1,9 +1,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ContextDecorator
 from os import PathLike
-from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias, final, overload
+from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias, TypeVar, final, overload
 
-from numpy.typing import DTypeLike, NDArray
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from typing_extensions import Buffer, CapsuleType, Self
 
 from .ledger import Residency, Stats
@@ -15,6 +16,10 @@ _Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
 _Backing: TypeAlias = Literal["anonymous", "memfd"]
 _Fork: TypeAlias = Literal["copy", "share", "drop", "wipe"]
 _Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
+_Order: TypeAlias = Literal["C", "F"]
+_OrderLike: TypeAlias = Literal["C", "F", "A", "K"]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+_DType: TypeAlias = type[_Scalar] | np.dtype[_Scalar]
 
 class _Allocations(AbstractContextManager[Arena, None], ContextDecorator):
     def __exit__(self, *exc: object) -> None: ...
@@ -110,20 +115,79 @@ class Arena:
         name: str | None = None,
     ) -> Self: ...
     def alloc(self, nbytes: _Size, *, align: _Size = 64, zero: bool = False, grow: bool = True) -> Block: ...
+    @overload
+    def empty(self, shape: _Shape, *, order: _Order = "C", align: _Size = 64) -> NDArray[np.float64]: ...
+    @overload
     def empty(
-        self, shape: _Shape, dtype: DTypeLike = ..., order: Literal["C", "F"] = "C", *, align: int = 64
+        self, shape: _Shape, dtype: _DType[_Scalar], order: _Order = "C", *, align: _Size = 64
+    ) -> NDArray[_Scalar]: ...
+    @overload
+    def empty(
+        self, shape: _Shape, dtype: DTypeLike | None = ..., order: _Order = "C", *, align: _Size = 64
     ) -> NDArray[Any]: ...
+    @overload
+    def zeros(self, shape: _Shape, *, order: _Order = "C", align: _Size = 64) -> NDArray[np.float64]: ...
+    @overload
     def zeros(
-        self, shape: _Shape, dtype: DTypeLike = ..., order: Literal["C", "F"] = "C", *, align: int = 64
+        self, shape: _Shape, dtype: _DType[_Scalar], order: _Order = "C", *, align: _Size = 64
+    ) -> NDArray[_Scalar]: ...
+    @overload
+    def zeros(
+        self, shape: _Shape, dtype: DTypeLike | None = ..., order: _Order = "C", *, align: _Size = 64
     ) -> NDArray[Any]: ...
+    @overload
     def full(
+        self, shape: _Shape, fill_value: _Scalar, dtype: None = None, order: _Order = "C", *, align: _Size = 64
+    ) -> NDArray[_Scalar]: ...
+    @overload
+    def full(
+        self, shape: _Shape, fill_value: Any, dtype: _DType[_Scalar], order: _Order = "C", *, align: _Size = 64
+    ) -> NDArray[_Scalar]: ...
+    @overload
+    def full(
+        self, shape: _Shape, fill_value: Any, dtype: DTypeLike | None = None, order: _Order = "C", *, align: _Size = 64
+    ) -> NDArray[Any]: ...
+    @overload
+    def empty_like(
         self,
-        shape: _Shape,
-        fill_value: Any,
-        dtype: DTypeLike | None = None,
-        order: Literal["C", "F"] = "C",
+        prototype: NDArray[_Scalar],
+        dtype: None = None,
+        order: _OrderLike = "K",
         *,
-        align: int = 64,
+        shape: _Shape | None = None,
+        align: _Size = 64,
+    ) -> NDArray[_Scalar]: ...
+    @overload
+    def empty_like(
+        self,
+        prototype: ArrayLike,
+        dtype: _DType[_Scalar],
+        order: _OrderLike = "K",
+        *,
+        shape: _Shape | None = None,
+        align: _Size = 64,
+    ) -> NDArray[_Scalar]: ...
+    @overload
+    def empty_like(
+        self,
+        prototype: ArrayLike,
+        dtype: DTypeLike | None = None,
+        order: _OrderLike = "K",
+        *,
+        shape: _Shape | None = None,
+        align: _Size = 64,
+    ) -> NDArray[Any]: ...
+    @overload
+    def array(
+        self, obj: NDArray[_Scalar], dtype: None = None, order: _OrderLike = "K", *, align: _Size = 64
+    ) -> NDArray[_Scalar]: ...
+    @overload
+    def array(
+        self, obj: ArrayLike, dtype: _DType[_Scalar], order: _OrderLike = "K", *, align: _Size = 64
+    ) -> NDArray[_Scalar]: ...
+    @overload
+    def array(
+        self, obj: ArrayLike, dtype: DTypeLike | None = None, order: _OrderLike = "K", *, align: _Size = 64
     ) -> NDArray[Any]: ...
     def numpy_allocations(self, *, overflow: Literal["raise", "malloc"] = "raise") -> _Allocations: ...
     @property

@@ -10,7 +10,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport UINT64_MAX, int32_t, uint8_t, uint16_t
+from libc.stdint cimport INT64_MAX, UINT64_MAX, int32_t, uint8_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strcpy
 
@@ -35,6 +35,7 @@ include "_arena.pxi"
 include "_block.pxi"
 include "_dlpack.pxi"
 include "_handler.pxi"
+include "_arrays.pxi"
 
 
 def get_include():

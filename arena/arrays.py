@@ -1,19 +1,20 @@
-"""NumPy arrays whose memory is a block of an arena."""
+"""NumPy arrays whose memory is a block of an arena: what of it is not in the extension module."""
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from ._core import Arena
 
-__all__ = ["empty", "full"]
+    _Shape = SupportsIndex | Sequence[SupportsIndex]
+
+__all__ = ["array", "dimensions", "empty_like", "full", "numpy", "refusal"]
 
 
 def numpy() -> Any:
@@ -24,46 +25,82 @@ def numpy() -> Any:
     return numpy
 
 
-def empty(
-    arena: Arena,
-    shape: SupportsIndex | Sequence[SupportsIndex],
-    dtype: DTypeLike,
-    order: Literal["C", "F"],
-    align: int,
-    zero: bool,
-) -> NDArray[Any]:
-    """A new array; its block is freed with the last view of it. The array holds an export, so the arena says
-    BufferError to close and reset while it lives."""
-    np = numpy()
-    dt = np.dtype(dtype)
-    if dt.hasobject:
-        raise ValueError(f"an arena cannot hold Python objects (dtype {dt}): nobody would count their references")
-    if order not in ("C", "F"):
-        raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+def refusal(dtype: Any, where: str = "an arena") -> ValueError:
+    """Why a dtype with ``hasobject`` cannot be had there."""
+    if dtype.kind == "T":
+        return ValueError(
+            f"{where} cannot hold {dtype}: its strings are on a heap of NumPy's, and the array holds only where; take "
+            "a string of fixed width, such as 'U20'"
+        )
+    return ValueError(f"{where} cannot hold Python objects (dtype {dtype}): nobody would count their references")
+
+
+def dimensions(shape: _Shape) -> tuple[int, ...]:
     try:
-        dims: tuple[int, ...] = (operator.index(shape),)  # type: ignore[arg-type]
+        return (operator.index(shape),)  # type: ignore[arg-type]
     except TypeError:
-        dims = tuple(operator.index(n) for n in shape)  # type: ignore[union-attr]
-    if any(n < 0 for n in dims):
-        raise ValueError("negative dimensions are not allowed")
-    nbytes = math.prod(dims) * dt.itemsize
-    if nbytes == 0:
-        return np.empty(dims, dt, order)  # type: ignore[no-any-return]
-    block = arena.alloc(nbytes, align=align, zero=zero)
-    # By way of frombuffer, which holds an export while the array lives; ndarray(buffer=) would hold the block only.
-    return np.ndarray(dims, dt, np.frombuffer(block, np.uint8), order=order)  # type: ignore[no-any-return]
+        return tuple(operator.index(n) for n in shape)  # type: ignore[union-attr]
+
+
+def empty_like(
+    arena: Arena,
+    prototype: ArrayLike,
+    dtype: DTypeLike | None,
+    order: Literal["C", "F", "A", "K"],
+    shape: _Shape | None,
+    align: Any,
+) -> NDArray[Any]:
+    """As np.empty_like with subok=False, in the arena."""
+    like = numpy().asarray(prototype)
+    dims = like.shape if shape is None else dimensions(shape)
+    wanted = like.dtype if dtype is None else dtype
+    if order == "A":
+        order = "F" if like.flags.fnc else "C"
+    elif order == "K":
+        if like.flags.c_contiguous or len(dims) != like.ndim:
+            order = "C"
+        elif like.flags.f_contiguous:
+            order = "F"
+        else:
+            # The axis of the longest strides first, whichever way they go: then it is C order, seen from elsewhere.
+            axes = sorted(range(len(dims)), key=lambda i: -abs(like.strides[i]))
+            made = arena.empty([dims[i] for i in axes], wanted, align=align)
+            back = sorted(range(len(dims)), key=axes.__getitem__)
+            # A sub-array dtype has added axes.
+            strided: NDArray[Any] = made.transpose(*back, *range(len(dims), made.ndim))
+            return strided
+    elif order not in ("C", "F"):
+        raise ValueError(f"order must be 'C', 'F', 'A' or 'K', not {order!r}")
+    return arena.empty(dims, wanted, order, align=align)
+
+
+def array(
+    arena: Arena, obj: ArrayLike, dtype: DTypeLike | None, order: Literal["C", "F", "A", "K"], align: Any
+) -> NDArray[Any]:
+    """As np.array with copy=True and subok=False, in the arena."""
+    np = numpy()
+    wanted = None if dtype is None else np.dtype(dtype)
+    if wanted is not None and wanted.hasobject:
+        raise refusal(wanted)
+    # A dtype may depend on the values ("S", "M8"), and what is no array has to become one first.
+    first = not isinstance(obj, np.ndarray) or (wanted is not None and wanted.kind not in "biufc")
+    source = np.asarray(obj, wanted if first else None)
+    like = obj if isinstance(obj, np.ndarray) else source
+    made = empty_like(arena, like, source.dtype if first else wanted, order, source.shape, align)
+    np.copyto(made, source, casting="unsafe")
+    return made
 
 
 def full(
     arena: Arena,
-    shape: SupportsIndex | Sequence[SupportsIndex],
+    shape: _Shape,
     fill_value: Any,
     dtype: DTypeLike | None,
     order: Literal["C", "F"],
-    align: int,
+    align: Any,
 ) -> NDArray[Any]:
     """A new array of one value; its dtype is that value's unless said otherwise."""
     np = numpy()
-    array = empty(arena, shape, np.asarray(fill_value).dtype if dtype is None else dtype, order, align, False)
-    np.copyto(array, fill_value, casting="unsafe")
-    return array
+    made = arena.empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order, align=align)
+    np.copyto(made, fill_value, casting="unsafe")
+    return made

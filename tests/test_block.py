@@ -206,36 +206,3 @@ def test_frombuffer_and_asarray_hold_exports(a: Arena) -> None:
         assert array.sum() == 3 * 4096
         del array
     assert a.stats().blocks == 0
-
-
-def test_arrays(a: Arena) -> None:
-    x = a.empty((3, 4))
-    assert (x.dtype, x.shape, x.flags.c_contiguous) == (np.float64, (3, 4), True)
-    y = a.zeros((3, 4), np.int16, order="F", align=4096)
-    assert y.flags.f_contiguous
-    assert not y.any()
-    assert y.ctypes.data % 4096 == 0
-    z = a.full(5, 7)
-    assert z.dtype == np.asarray(7).dtype
-    assert (z == 7).all()
-    assert a.full(2, 1.9, dtype=int).tolist() == [1, 1]
-    assert a.empty(0).shape == (0,)
-    assert a.zeros((), "M8[s]").shape == ()
-    assert a.stats().blocks == 3
-    with pytest.raises(BufferError):
-        a.reset()
-    with pytest.raises(ValueError, match="objects"):
-        a.empty(3, object)
-    with pytest.raises(ValueError, match="negative"):
-        a.empty(-1)
-    with pytest.raises(ValueError, match="order"):
-        a.empty(1, order="K")  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
-        a.empty(1.5)  # type: ignore[arg-type]
-    view = x[1:]
-    del x, y, z
-    view[:] = 1
-    assert a.stats().blocks == 1
-    del view
-    gc.collect()
-    assert a.stats().blocks == 0
