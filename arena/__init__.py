@@ -10,6 +10,7 @@ if not _sys.platform.startswith("linux"):
 from ._core import Arena, Block, Reservation, get_include
 from .errors import ArenaError, ArenaFullError, CommitError, LockError, ReserveError
 from .ledger import Residency, Stats
+from .mapped import memmap
 
 __version__ = "0.1.0"
 
@@ -26,4 +27,5 @@ __all__ = [
     "Stats",
     "__version__",
     "get_include",
+    "memmap",
 ]

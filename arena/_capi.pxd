@@ -111,6 +111,7 @@ cdef extern from "arena_internal.h" nogil:
     const os_features_t *os_features()
     int os_residency(const void *, size_t, os_residency_t *)
     int os_overcommit_mode()
+    int os_flush(void *, size_t)
     bint os_thp_allowed(uint64_t, bint)
     cdef struct reservation_view:
         pass

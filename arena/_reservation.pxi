@@ -12,6 +12,22 @@ cdef class RangeView:
     def __getbuffer__(self, Py_buffer *view, int flags):
         fill_view(self, view, flags, self.ptr, &self.size, self.readonly)
 
+    def flush(self):
+        """Have what was written here in the file, on its disk; np.memmap.flush() calls this where it is the base."""
+        cdef uint64_t start = <uint64_t>self.ptr & ~<uint64_t>4095
+        cdef size_t length = <uint64_t>self.ptr + self.size - start
+        cdef int rc
+        if self.readonly:
+            return
+        while True:
+            with nogil:
+                rc = os_flush(<void *>start, length)
+            if rc != -EINTR:
+                break
+            PyErr_CheckSignals()
+        if rc:
+            raise OSError(-rc, f"cannot write the mapping back to its file: {_os.strerror(-rc)}")
+
     def __dealloc__(self):
         # A view of it holds a reference to this object, so its life is the export's.
         if self.owner is not None:

@@ -268,6 +268,8 @@ int os_release(void *addr, size_t bytes) {
     return rc;
 }
 
+int os_flush(void *addr, size_t bytes) { return msync(addr, bytes, MS_SYNC) < 0 ? -errno : 0; }
+
 int os_remove(void *addr, size_t bytes) {
     int rc = advise(addr, bytes, MADV_REMOVE);
     if (rc != -EINVAL || munlock(addr, bytes) < 0) return rc;

@@ -71,6 +71,9 @@ void os_touch(void *addr, size_t bytes, size_t page, bool write);
 int os_touch_carefully(void *addr, size_t bytes, size_t page, bool write);
 /* MADV_DONTNEED: the pages are not mapped any more. Private copies are gone with that, shared memory is not. */
 int os_release(void *addr, size_t bytes);
+/* msync(MS_SYNC): what was written to a shared mapping of a file is on its disk. -EIO, -ENOSPC, -EDQUOT: it cannot be had
+ * there. -EINTR: some file systems. */
+int os_flush(void *addr, size_t bytes);
 /* MADV_REMOVE: frees shared memory that has no descriptor, for everybody. Locked memory stays locked. */
 int os_remove(void *addr, size_t bytes);
 

@@ -500,7 +500,7 @@ def test_without_numpy(child: Callable[..., str]) -> None:
         sys.modules["numpy"] = None
         import arena
         a = arena.Arena("1MiB")
-        for make in (a.empty, a.array, a.empty_like):
+        for make in (a.empty, a.array, a.empty_like, arena.memmap):
             try:
                 make(3)
             except ImportError as error:
@@ -513,7 +513,7 @@ def test_without_numpy(child: Callable[..., str]) -> None:
 
 
 def test_importing_arena_does_not_import_numpy(child: Callable[..., str]) -> None:
-    child("import sys, arena; assert 'numpy' not in sys.modules")
+    child("import sys, arena; arena.memmap; assert 'numpy' not in sys.modules")
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,332 @@
+"""np.memmap whose pages are there: :func:`memmap`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import operator
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from . import arrays, errors
+from ._core import Reservation
+
+if TYPE_CHECKING:
+    from typing import Literal, Protocol, SupportsIndex, TypeAlias, TypeVar
+
+    import numpy as np
+    from numpy.typing import DTypeLike
+
+    class _File(Protocol):
+        def fileno(self) -> int: ...
+
+    _Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes] | _File
+    _Mode: TypeAlias = Literal["r", "c", "r+", "w+", "readonly", "copyonwrite", "readwrite", "write"]
+    _Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
+    _Scalar = TypeVar("_Scalar", bound=np.generic)
+
+__all__ = ["memmap"]
+
+_MODES = {"readonly": "r", "copyonwrite": "c", "readwrite": "r+", "write": "w+"}
+_PIECE = 1 << 20
+
+
+@overload
+def memmap(
+    filename: _Path,
+    *,
+    mode: _Mode = ...,
+    offset: SupportsIndex = ...,
+    shape: _Shape | None = ...,
+    order: Literal["C", "F"] = ...,
+) -> np.memmap[Any, np.dtype[np.uint8]]: ...
+@overload
+def memmap(
+    filename: _Path,
+    dtype: type[_Scalar] | np.dtype[_Scalar],
+    mode: _Mode = ...,
+    offset: SupportsIndex = ...,
+    shape: _Shape | None = ...,
+    order: Literal["C", "F"] = ...,
+) -> np.memmap[Any, np.dtype[_Scalar]]: ...
+@overload
+def memmap(
+    filename: _Path,
+    dtype: DTypeLike,
+    mode: _Mode = ...,
+    offset: SupportsIndex = ...,
+    shape: _Shape | None = ...,
+    order: Literal["C", "F"] = ...,
+) -> np.memmap[Any, np.dtype[Any]]: ...
+def memmap(
+    filename: _Path,
+    dtype: DTypeLike = "u1",
+    mode: _Mode = "r",
+    offset: SupportsIndex = 0,
+    shape: _Shape | None = None,
+    order: Literal["C", "F"] = "C",
+) -> np.memmap[Any, np.dtype[Any]]:
+    """An array that is a part of a file, as np.memmap makes it, but with its pages present: no page fault later, and
+    what would be a SIGBUS later is an exception here.
+
+    The result is an np.memmap; its mapping goes with the last view of it. The pages of the array are mapped in, and no
+    others of the file. They stay until the kernel needs the memory of a file's clean pages; dirty ones, once it has
+    written them back, fault at the next write.
+
+    Parameters
+    ----------
+    filename
+        A path, or an open file, whose descriptor is duplicated.
+    dtype
+        Any without Python objects.
+    mode
+        "r": for reading; the default here, where np.memmap's is "r+", for nothing is to be made dirty, allocated or
+        copied that was not asked for.
+        "r+": for writing. Holes in the file are allocated first, every page is made dirty, and flush() has them on the
+        disk, or raises.
+        "c": copy-on-write, copied here and now. What is written to the file later is not seen.
+        "w+": makes a file, or overwrites it: of exactly this size, zero, and allocated. When that fails, what was there
+        is kept (for which it is read in first), and a file that was not there is removed.
+        np.memmap's longer names do too.
+    offset
+        Bytes from the file's beginning, a multiple of nothing.
+    shape
+        By default all that the file has from there on, in one dimension. With "w+" it has to be given.
+    order
+        "C" or "F".
+
+    Raises ValueError for nonsense, and where the file is too short: none is made longer, but by "w+". OSError where it
+    cannot be opened, and for folders, pipes and sockets. CommitError (an OSError and a MemoryError) where its pages
+    cannot be had: there is a hole in it and the file system is full, or there is no memory for the copies. ImportError
+    without NumPy.
+
+    Who can write to the file can still truncate it later, which takes the pages away in every mode.
+    """
+    np = arrays.numpy()
+    dt = np.dtype(dtype)
+    if dt.hasobject:
+        raise arrays.refusal(dt, "a file")
+    if dt.itemsize == 0:
+        raise ValueError(f"items of dtype {dt} have no size: give one, such as '{dt.kind}8'")
+    how = _MODES.get(mode, mode)
+    if how not in _MODES.values():
+        raise ValueError(f"mode must be one of 'r', 'c', 'r+', 'w+', not {mode!r}")
+    if order not in ("C", "F"):
+        raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+    start = operator.index(offset)
+    dims = None if shape is None else arrays.dimensions(shape)
+    if start < 0 or (dims and min(dims) < 0):
+        raise ValueError(f"negative offsets and dimensions are not allowed: {offset}, {shape}")
+    if dims is None and how == "w+":
+        raise ValueError("shape must be given if mode is 'w+': there may be no file yet to say it")
+
+    with _opened(filename, how) as (fd, name):
+        status = os.fstat(fd)
+        if not (stat.S_ISREG(status.st_mode) or (how != "w+" and _is_device(status.st_mode))):
+            code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENODEV
+            raise OSError(
+                code, f"{os.strerror(code)}: an array can be a part of a file, and of no folder or pipe", name
+            )
+        # The length of a device is not known.
+        has = status.st_size if stat.S_ISREG(status.st_mode) else None
+        if dims is None:
+            if has is None:
+                raise ValueError(f"{name} is a device, whose length is not known: give shape=")
+            if start > has:
+                raise ValueError(f"{name} is {has} bytes long, and has nothing at offset {start}")
+            if (has - start) % dt.itemsize:
+                raise ValueError(
+                    f"{name} has {has - start} bytes from offset {start} on, which is no multiple of the "
+                    f"{dt.itemsize} of dtype {dt}: give shape="
+                )
+            dims = ((has - start) // dt.itemsize,)
+        nbytes = math.prod(dims) * dt.itemsize
+        end = start + nbytes
+        if end >= 1 << 63:
+            raise ValueError("the array is too big: more than 2^63 - 1 bytes")
+        if how != "w+" and has is not None and has < end:
+            raise ValueError(
+                f"{name} is {has} bytes long, and offset and shape ask for {end}: it is not made longer; mode 'w+' "
+                "would make a new one of that size"
+            )
+
+        def over(buffer: object | None) -> Any:
+            return np.ndarray.__new__(np.memmap, dims, dt, buffer, order=order)
+
+        if how == "w+":
+            array = _overwritten(fd, status, start, nbytes, over)
+        elif nbytes:
+            array = over(_mapped(fd, how, start, nbytes))
+        else:
+            array = over(None)
+            array.flags.writeable = how != "r"
+    # As np.memmap's constructor leaves them. The base flushes, and NumPy asks whether _mmap is None.
+    array._mmap = array.base
+    array.offset, array.mode, array.filename = start, how, None
+    if isinstance(filename, os.PathLike):
+        array.filename = filename.resolve() if hasattr(filename, "resolve") else os.path.abspath(filename)
+    elif isinstance(name, str):
+        array.filename = os.path.abspath(name)
+    return array  # type: ignore[no-any-return]
+
+
+def _is_device(mode: int) -> bool:
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
+@contextlib.contextmanager
+def _opened(filename: _Path, mode: str) -> Iterator[tuple[int, Any]]:
+    """A descriptor, and what to call it. A file that was made for this is removed again when it comes to nothing."""
+    if hasattr(filename, "fileno"):
+        if hasattr(filename, "flush"):
+            filename.flush()
+        yield filename.fileno(), getattr(filename, "name", "the file")
+        return
+    path = os.fspath(filename)
+    # Not to wait for whoever is at the other end of a pipe.
+    flags = (os.O_RDWR if "+" in mode else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    fd, made = (os.open(path, flags), None) if mode != "w+" else _made(os.path.realpath(path), flags)
+    try:
+        try:
+            yield fd, path
+        except BaseException:
+            if made is not None:
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.lstat(made), os.fstat(fd)):
+                        os.unlink(made)
+            raise
+    finally:
+        os.close(fd)
+
+
+def _made(path: str | bytes, flags: int) -> tuple[int, str | bytes | None]:
+    """Opens a file for reading and writing, and its path if it had to be made."""
+    for _ in range(8):  # somebody may make and remove it in between
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags), None
+        with contextlib.suppress(FileExistsError):
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), path
+    raise FileExistsError(errno.EEXIST, "somebody else makes and removes it at this moment", path)
+
+
+def _mapped(fd: int, mode: str, start: int, nbytes: int) -> Any:
+    """What exports the present pages, and keeps them mapped."""
+    reading, shared = mode == "r", mode != "c"
+    if shared and not reading:
+        _room(fd, start, nbytes)
+    r = Reservation(start + nbytes, fd=fd, shared=shared, readonly=reading)
+    try:
+        r.commit(nbytes, offset=start, populate="read" if reading else "write")
+        # Not the memoryview: that has a release(), which would pull the memory away from under the array.
+        return r.view(nbytes, offset=start, readonly=reading).obj
+    except BaseException:
+        r.close()
+        raise
+
+
+def _room(fd: int, start: int, nbytes: int) -> None:
+    """Refuses at once what a file system cannot possibly have, rather than when it is full of it."""
+    there, status = os.fstatvfs(fd), os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or not there.f_blocks:
+        return
+    free = there.f_bfree * there.f_frsize
+    # What is allocated but not written may count as a hole, and what is compressed as not allocated.
+    lacking = min(
+        nbytes - status.st_blocks * 512,
+        sum(stop - at for at, stop in _parts(fd, start, start + nbytes, holes=True)),
+    )
+    if lacking <= free:
+        return
+    where = os.path.realpath(f"/proc/self/fd/{fd}")
+    while not os.path.ismount(where):
+        where = os.path.dirname(where)
+    numbers: dict[str, int | None] = {"offset": start, "requested": lacking, "committed": 0, "available": free}
+    raise errors.commit_error(errno.ENOSPC, "statvfs", where, numbers)
+
+
+def _resize(fd: int, size: int) -> None:
+    try:
+        os.ftruncate(fd, size)
+    except OSError as error:
+        hint = {
+            errno.EFBIG: "a file may not be that long here: raise RLIMIT_FSIZE (ulimit -f), or ask for less",
+            errno.EINVAL: "the file has to be open for writing, and on hugetlbfs to be of whole huge pages",
+            errno.EPERM: "its size is sealed",
+        }.get(error.errno or 0, "its size cannot be set")
+        raise OSError(error.errno, f"cannot make the file {size} bytes long: {error.strerror}; {hint}") from None
+
+
+def _overwritten(fd: int, status: os.stat_result, start: int, nbytes: int, over: Callable[[object], Any]) -> Any:
+    """The array, over a file that is of this size and all zeros. What can fail comes first: to clear pages that are
+    present cannot."""
+    has, end = status.st_size, start + nbytes
+    holes = list(_parts(fd, start, min(has, end), holes=True))
+    try:
+        if end > has:
+            _resize(fd, end)
+        array = over(_allocated(fd, start, nbytes) if nbytes else None)
+        for at, stop in list(_parts(fd, 0, min(has, start))):  # nobody sees the pages of these
+            _write_zeros(fd, at, stop)
+        if end < has:
+            _resize(fd, end)
+    except BaseException:
+        if end > has:
+            os.ftruncate(fd, has)
+        with contextlib.suppress(OSError):  # a file system that does not take back what it has allocated
+            _punch(fd, holes)
+        raise
+    if nbytes and has > start:
+        np = arrays.numpy()
+        np.ndarray((min(has, end) - start,), np.uint8, array.base)[:] = 0
+    return array
+
+
+def _allocated(fd: int, start: int, nbytes: int) -> Any:
+    try:
+        return _mapped(fd, "w+", start, nbytes)
+    except errors.CommitError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    # A file system that cannot allocate ahead. The file is ours to overwrite, so zeros can be written into it.
+    for at, stop in list(_parts(fd, start, start + nbytes, holes=True)):
+        _write_zeros(fd, at, stop)
+    return _mapped(fd, "w+", start, nbytes)
+
+
+def _write_zeros(fd: int, at: int, stop: int) -> None:
+    zeros = memoryview(bytes(min(_PIECE, stop - at)))
+    while at < stop:
+        at += os.pwrite(fd, zeros[: stop - at], at)
+
+
+def _punch(fd: int, parts: Sequence[tuple[int, int]]) -> None:
+    if parts:
+        with Reservation(parts[-1][1], fd=fd, shared=True) as r:
+            for at, stop in parts:
+                r.release(stop - at, offset=at, discard=True)
+
+
+def _parts(fd: int, at: int, end: int, *, holes: bool = False) -> Iterator[tuple[int, int]]:
+    """Where from here to there the file has data; or holes."""
+    first, then = (os.SEEK_HOLE, os.SEEK_DATA) if holes else (os.SEEK_DATA, os.SEEK_HOLE)
+
+    def seek(start: int, whence: int) -> int:
+        try:
+            return min(os.lseek(fd, start, whence), end)
+        except OSError as error:
+            # No more data; or a file system that does not tell: it is all data.
+            none = error.errno == errno.ENXIO
+            return start if whence == os.SEEK_DATA and not none else end
+
+    position = os.lseek(fd, 0, os.SEEK_CUR)  # of a file that is not ours it stays where it is
+    try:
+        while at < end:
+            start = seek(at, first)
+            at = seek(start, then) if start < end else end
+            if at > start:
+                yield start, at
+    finally:
+        os.lseek(fd, position, os.SEEK_SET)
