@@ -100,8 +100,8 @@ def memmap(
 
     Raises ValueError for nonsense, and where the file is too short: none is made longer, but by "w+". OSError where it
     cannot be opened, and for folders, pipes and sockets. CommitError (an OSError and a MemoryError) where its pages
-    cannot be had: there is a hole in it and the file system is full, or there is no memory for the copies. ImportError
-    without NumPy.
+    cannot be had: there is a hole in it and the file system is full (some of its holes may be allocated then), or there
+    is no memory for the copies. ImportError without NumPy.
 
     Who can write to the file can still truncate it later, which takes the pages away in every mode.
     """
@@ -123,7 +123,8 @@ def memmap(
     if dims is None and how == "w+":
         raise ValueError("shape must be given if mode is 'w+': there may be no file yet to say it")
 
-    with _opened(filename, how) as (fd, name):
+    with _opened(filename, how) as (fd, path):
+        name = os.fsdecode(path) if isinstance(path, (str, bytes)) else "the file"
         status = os.fstat(fd)
         if not (stat.S_ISREG(status.st_mode) or (how != "w+" and _is_device(status.st_mode))):
             code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENODEV
@@ -168,8 +169,8 @@ def memmap(
     array.offset, array.mode, array.filename = start, how, None
     if isinstance(filename, os.PathLike):
         array.filename = filename.resolve() if hasattr(filename, "resolve") else os.path.abspath(filename)
-    elif isinstance(name, str):
-        array.filename = os.path.abspath(name)
+    elif isinstance(path, str):
+        array.filename = os.path.abspath(path)
     return array  # type: ignore[no-any-return]
 
 
@@ -183,7 +184,7 @@ def _opened(filename: _Path, mode: str) -> Iterator[tuple[int, Any]]:
     if hasattr(filename, "fileno"):
         if hasattr(filename, "flush"):
             filename.flush()
-        yield filename.fileno(), getattr(filename, "name", "the file")
+        yield filename.fileno(), getattr(filename, "name", None)
         return
     path = os.fspath(filename)
     # Not to wait for whoever is at the other end of a pipe.
@@ -273,9 +274,9 @@ def _overwritten(fd: int, status: os.stat_result, start: int, nbytes: int, over:
         if end < has:
             _resize(fd, end)
     except BaseException:
-        if end > has:
-            os.ftruncate(fd, has)
-        with contextlib.suppress(OSError):  # a file system that does not take back what it has allocated
+        with contextlib.suppress(OSError):  # the size could not be set; what was allocated is not taken back there
+            if end > has:
+                os.ftruncate(fd, has)
             _punch(fd, holes)
         raise
     if nbytes and has > start:
