@@ -1,5 +1,5 @@
-"""The extension modules: arena._core, from arena/_core.pyx and every file of csrc/, and arena.bench._calls. All else is
-in pyproject.toml."""
+"""The extension modules: arena._core, from arena/_core.pyx and csrc/, arena.bench._calls, and those of arena.realtime,
+which have files of csrc/ of their own. All else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ if not sys.platform.startswith("linux"):
 from Cython.Build import cythonize
 
 HERE = Path(__file__).resolve().parent
-CORE = sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.c"))
+# The C of each module.
+CSRC = {
+    "arena.realtime._faults": ["csrc/fault_watch.c", "csrc/page_faults.c"],
+}
+ELSEWHERE = {path for paths in CSRC.values() for path in paths}
+CSRC["arena._core"] = sorted({str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.c")} - ELSEWHERE)
 HEADERS = sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.h"))
 PARTS = sorted(str(path.relative_to(HERE)) for path in HERE.glob("arena/*.px[di]"))
 
@@ -34,9 +39,9 @@ class BuildExt(build_ext):
     """Compiles csrc/ by itself, so that its warnings can be errors and those of Cython's C are not."""
 
     def build_extension(self, ext: Extension) -> None:
-        if ext.name == "arena._core":
+        if ext.name in CSRC:
             ext.extra_objects = self.compiler.compile(
-                CORE, output_dir=self.build_temp, include_dirs=["csrc"], extra_postargs=FLAGS + WARNINGS
+                CSRC[ext.name], output_dir=self.build_temp, include_dirs=["csrc"], extra_postargs=FLAGS + WARNINGS
             )
         super().build_extension(ext)
 
@@ -70,14 +75,14 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                "arena._core",
-                ["arena/_core.pyx"],
+                name,
+                [f"{name.replace('.', '/')}.pyx"],
                 include_dirs=["csrc"],
                 extra_compile_args=FLAGS,
                 extra_link_args=["-pthread"],
-                depends=[*CORE, *HEADERS, *PARTS],
-            ),
-            Extension("arena.bench._calls", ["arena/bench/_calls.pyx"], extra_compile_args=FLAGS),
+                depends=[*CSRC.get(name, []), *HEADERS, *(PARTS if name == "arena._core" else [])],
+            )
+            for name in ("arena._core", "arena.bench._calls", "arena.realtime._faults")
         ],
         build_dir="build/cython",
     ),

@@ -8,7 +8,7 @@ if not _sys.platform.startswith("linux"):
     raise ImportError("arena works on Linux only: it is built on madvise(MADV_POPULATE_WRITE)")
 
 from ._core import Arena, Block, Reservation, get_include
-from .errors import ArenaError, ArenaFullError, CommitError, LockError, ReserveError
+from .errors import ArenaError, ArenaFullError, CommitError, LockError, PageFaultError, ReserveError
 from .ledger import Residency, Stats
 from .mapped import memmap
 
@@ -21,6 +21,7 @@ __all__ = [
     "Block",
     "CommitError",
     "LockError",
+    "PageFaultError",
     "Reservation",
     "ReserveError",
     "Residency",

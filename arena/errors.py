@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import errno as _errno
 import os as _os
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from . import hints as _hints
 
-__all__ = ["ArenaError", "ArenaFullError", "CommitError", "LockError", "ReserveError"]
+if _TYPE_CHECKING:
+    from .realtime._where import PageFault as _PageFault
+
+__all__ = ["ArenaError", "ArenaFullError", "CommitError", "LockError", "PageFaultError", "ReserveError"]
 
 
 class ArenaError(Exception):
@@ -41,6 +45,15 @@ class ArenaFullError(ArenaError, MemoryError):
 
 class LockError(ArenaError, OSError):
     """Memory may not be locked; ``committed`` bytes are, and ``available`` is all that may be."""
+
+
+class PageFaultError(ArenaError, RuntimeError):
+    """A thread faulted where it was not to: ``minor`` and ``major`` times. ``where``: the first of the faults, as far
+    as they were noted."""
+
+    minor: int = 0
+    major: int = 0
+    where: list[_PageFault]
 
 
 def _fill(error: ArenaError, op: str, numbers: dict[str, int | None], hint: str) -> None:
@@ -113,4 +126,17 @@ def lock_error(err: int, requested: int, locked: int, limit: int | None) -> Lock
     error = LockError(err, f"cannot lock{of or ' memory'}: {_os.strerror(err)}{allowed}; {hint}")
     numbers = {"offset": None, "requested": requested, "committed": locked, "available": limit}
     _fill(error, "mlockall", numbers, hint)
+    return error
+
+
+def page_fault_error(minor: int, major: int, allowed: int, where: list[_PageFault], hint: str) -> PageFaultError:
+    """The exception for a block in which a thread faulted so often; ``where`` as far as it is known."""
+    n = minor + major
+    first = f"; the first: {where[0]}" if where else ""
+    error = PageFaultError(
+        f"{n} page fault{'s' * (n != 1)} ({minor} minor, {major} major) where {allowed or 'no'} minor "
+        f"fault{'s are' if allowed != 1 else ' is'} allowed{first}; {hint}"
+    )
+    error.minor, error.major, error.where = minor, major, where
+    _fill(error, "page fault", {}, hint)
     return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno as _errno
 
-__all__ = ["for_commit", "for_reserve"]
+__all__ = ["for_commit", "for_reserve", "memlock", "perf"]
 
 _EHWPOISON = 133  # in the errno module from Python 3.14 on
 
@@ -40,6 +40,18 @@ def memlock() -> str:
         "raise RLIMIT_MEMLOCK (ulimit -l; 'USER - memlock unlimited' in /etc/security/limits.conf; systemd "
         "LimitMEMLOCK=infinity; docker run --ulimit memlock=-1), or give the process CAP_IPC_LOCK (docker run "
         "--cap-add IPC_LOCK; k8s: securityContext.capabilities.add: [IPC_LOCK])"
+    )
+
+
+def perf(err: int) -> str:
+    """How a thread may note the addresses of its page faults."""
+    if err in (_errno.EMFILE, _errno.ENFILE):
+        return "too many files are open: raise RLIMIT_NOFILE (ulimit -n)"
+    if err in (_errno.ENOSYS, _errno.ENOENT, _errno.EOPNOTSUPP, _errno.ENODEV):
+        return "this kernel has no perf events"
+    return (
+        "sysctl kernel.perf_event_paranoid=2, or give the process CAP_PERFMON (docker run --cap-add PERFMON; systemd "
+        "AmbientCapabilities=CAP_PERFMON); with many threads, sysctl kernel.perf_event_mlock_kb=4096 too"
     )
 
 

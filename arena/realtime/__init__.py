@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from ._faults import count_page_faults, no_page_faults
+from ._where import PageFault
 from .locking import MemoryLock, lock_memory, unlock_memory
 
-__all__ = ["MemoryLock", "lock_memory", "unlock_memory"]
+__all__ = [
+    "MemoryLock",
+    "PageFault",
+    "count_page_faults",
+    "lock_memory",
+    "no_page_faults",
+    "unlock_memory",
+]
