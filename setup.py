@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 # The C of each module.
 CSRC = {
     "arena.realtime._faults": ["csrc/fault_watch.c", "csrc/page_faults.c"],
+    "arena.realtime._prepare": ["csrc/prefault.c"],
 }
 ELSEWHERE = {path for paths in CSRC.values() for path in paths}
 CSRC["arena._core"] = sorted({str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.c")} - ELSEWHERE)
@@ -82,7 +83,7 @@ setup(
                 extra_link_args=["-pthread"],
                 depends=[*CSRC.get(name, []), *HEADERS, *(PARTS if name == "arena._core" else [])],
             )
-            for name in ("arena._core", "arena.bench._calls", "arena.realtime._faults")
+            for name in ("arena._core", "arena.bench._calls", "arena.realtime._faults", "arena.realtime._prepare")
         ],
         build_dir="build/cython",
     ),

@@ -140,3 +140,12 @@ def page_fault_error(minor: int, major: int, allowed: int, where: list[_PageFaul
     error.minor, error.major, error.where = minor, major, where
     _fill(error, "page fault", {}, hint)
     return error
+
+
+def prefault_error(op: str, requested: int, available: int | None, hint: str) -> CommitError:
+    """The exception for stack or heap that is not to be had."""
+    there = "" if available is None else f": {amount(available)} are left"
+    error = CommitError(_errno.ENOMEM, f"cannot make {amount(requested)} of {op} memory present{there}; {hint}")
+    numbers = {"offset": None, "requested": requested, "committed": 0, "available": available}
+    _fill(error, op, numbers, hint)
+    return error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno as _errno
+import resource as _resource
+from collections.abc import Iterable as _Iterable
 
-__all__ = ["for_commit", "for_reserve", "memlock", "perf"]
+__all__ = ["cpus", "for_commit", "for_reserve", "memlock", "perf", "rtprio", "stack"]
 
 _EHWPOISON = 133  # in the errno module from Python 3.14 on
 
@@ -40,6 +42,34 @@ def memlock() -> str:
         "raise RLIMIT_MEMLOCK (ulimit -l; 'USER - memlock unlimited' in /etc/security/limits.conf; systemd "
         "LimitMEMLOCK=infinity; docker run --ulimit memlock=-1), or give the process CAP_IPC_LOCK (docker run "
         "--cap-add IPC_LOCK; k8s: securityContext.capabilities.add: [IPC_LOCK])"
+    )
+
+
+def rtprio(priority: int) -> str:
+    """Why a thread may not have this priority of SCHED_FIFO, and what to do."""
+    allowed = _resource.getrlimit(_resource.RLIMIT_RTPRIO)[0]
+    return (
+        f"SCHED_FIFO with priority {priority} is not permitted: RLIMIT_RTPRIO is {allowed}, and there is no "
+        "CAP_SYS_NICE, or the cpu cgroup has no real-time share (cgroup v1: cpu.rt_runtime_us). Raise it (ulimit -r; "
+        "'USER - rtprio 95' in /etc/security/limits.conf; systemd LimitRTPRIO=95; docker run --cap-add SYS_NICE "
+        "--ulimit rtprio=95). A loop that never sleeps is still stopped for a part of each second: "
+        "kernel.sched_rt_runtime_us"
+    )
+
+
+def cpus(allowed: _Iterable[int]) -> str:
+    """What to do where a CPU may not be used."""
+    return (
+        f"it may on {sorted(allowed)} now; the machine, a cpuset (docker run --cpuset-cpus, systemd AllowedCPUs=) or "
+        "taskset(1) has no others for it"
+    )
+
+
+def stack() -> str:
+    """How a thread gets a larger stack."""
+    return (
+        "ask for less, raise RLIMIT_STACK before the program starts (ulimit -s) for the main thread, or call "
+        "threading.stack_size() before another is started"
     )
 
 

@@ -90,7 +90,7 @@ def test_the_wheel_has_what_its_users_compile_and_check_against(wheel: Path) -> 
     assert header == (ROOT / "csrc" / "arena.h").read_bytes()
     assert {"arena/_core.pyi", "arena/_core.pxd", "arena/__init__.pxd", "arena/py.typed"} <= names
     assert {"arena/bench/published-2021.csv", "arena/bench/_calls.pyi"} <= names
-    for module in ("arena/_core", "arena/bench/_calls", "arena/realtime/_faults"):
+    for module in ("arena/_core", "arena/bench/_calls", "arena/realtime/_faults", "arena/realtime/_prepare"):
         assert len([name for name in names if re.fullmatch(rf"{module}\..*\.so", name)]) == 1
     assert not [name for name in names if name.endswith((".pyx", ".c"))]
     assert not [name for name in names if not re.match(r"arena/|sparse_arena-", name)]

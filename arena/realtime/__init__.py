@@ -5,12 +5,16 @@ from __future__ import annotations
 from ._faults import count_page_faults, no_page_faults
 from ._where import PageFault
 from .locking import MemoryLock, lock_memory, unlock_memory
+from .preparing import Prepared, prepare, restore
 
 __all__ = [
     "MemoryLock",
     "PageFault",
+    "Prepared",
     "count_page_faults",
     "lock_memory",
     "no_page_faults",
+    "prepare",
+    "restore",
     "unlock_memory",
 ]
