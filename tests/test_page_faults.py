@@ -574,6 +574,19 @@ def test_lines_in_a_thread_and_not_twice_at_once(perf: None) -> None:
     assert descriptors() == before
 
 
+def test_a_signal_that_comes_late_does_no_harm(perf: None, run: Callable[..., str]) -> None:
+    run(
+        """
+        import signal
+        signal.signal(signal.SIGRTMAX, signal.SIG_DFL)
+        for _ in range(2):
+            m = fresh(1)
+            caught(no_page_faults(where="lines"), ctypes.memset, address(m), 1, 1)
+            signal.raise_signal(signal.SIGRTMAX)
+        """
+    )
+
+
 # Where perf_event_open(2) is refused.
 
 

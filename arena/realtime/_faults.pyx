@@ -2,6 +2,7 @@
 # cython: binding=False, auto_pickle=False
 """The page faults of the calling thread, counted around a block and refused in one."""
 
+from libc.signal cimport SIG_IGN, signal as set_handler
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t, uintptr_t
 
 import operator as _operator
@@ -57,6 +58,11 @@ def symbol(uintptr_t address):
     if info.dli_sname == NULL:
         return f"{file}+{address - <uintptr_t>info.dli_fbase:#x}"
     return f"{info.dli_sname.decode('utf-8', 'replace')}+{address - <uintptr_t>info.dli_saddr:#x} ({file})"
+
+
+def ignore(int signal):
+    """From now on the signal is ignored, where it would have ended the process. By any thread."""
+    set_handler(signal, SIG_IGN)
 
 
 cdef class Watch:

@@ -61,6 +61,8 @@ class Recorder:
         with contextlib.ExitStack() as undo:
             self._text = os.memfd_create("page faults")
             undo.callback(os.close, self._text)
+            # What faulthandler puts back: on a machine that is late with a signal, it may come after the end.
+            _faults.ignore(number)
             faulthandler.register(number, file=self._text, all_threads=False, chain=False)
             undo.callback(faulthandler.unregister, number)
             self._watch = _faults.Watch(number)
@@ -82,7 +84,7 @@ class Recorder:
 def _free_signal() -> int | None:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     for number in range(signal.SIGRTMAX, signal.SIGRTMIN - 1, -1):
-        if number not in blocked and signal.getsignal(number) is signal.SIG_DFL:
+        if number not in blocked and signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN):
             return number
     return None
 
