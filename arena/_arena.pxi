@@ -64,6 +64,7 @@ cdef class Arena:
         reservation_get(arena_reservation(self.c), &stats)
         self._size, self._page, self._address = stats.size, stats.page_size, stats.address
         self._backing = stats.backing.decode()
+        self._is_shared_with_children = stats.shared and wanted.config.fork != ARENA_FORK_DROP
         self.epoch_at = arena_epoch(self.c)
         _arenas[id(self)] = self
 

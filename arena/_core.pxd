@@ -33,6 +33,7 @@ cdef public class Arena [object ArenaArenaObject, type ArenaArenaType, check_siz
     cdef uint64_t _size, _page, _address
     cdef object __weakref__
     cdef str _backing
+    cdef bint _is_shared_with_children
 
 
 # For other Cython modules, without the GIL: memory of a Python Arena's arena. A block that was had this way keeps

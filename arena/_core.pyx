@@ -43,22 +43,19 @@ def get_include():
     return _os.path.join(_os.path.dirname(_os.path.abspath(__file__)), "include")
 
 
-def lock_all(bint current, bint future, bint on_fault):
-    """For arena.realtime: csrc/lockall.h."""
+def lock_all(bint current, bint future, bint on_fault, bint afresh):
+    """For arena.realtime: csrc/lockall.h. ``afresh``: what was locked is unlocked first; all of it is one step to
+    signal handlers."""
     cdef arena_error e
-    cdef int rc
+    cdef int rc = 0
+    memset(&e, 0, sizeof(e))
     with nogil:
-        rc = lockall(current, future, on_fault, &e)
+        if afresh:
+            rc = unlockall()
+        if rc == 0 and (current or future):
+            rc = lockall(current, future, on_fault, &e)
     if rc:
         raise _errors.lock_error(-rc, e.requested, e.committed, None if e.available == UINT64_MAX else e.available)
-
-
-def unlock_all():
-    cdef int rc
-    with nogil:
-        rc = unlockall()
-    if rc:
-        raise OSError(-rc, f"cannot unlock memory: {_os.strerror(-rc)}")
 
 
 def _probe():

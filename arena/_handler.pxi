@@ -106,7 +106,13 @@ cdef void forget(PyObject *capsule) noexcept:
 
 def numpy_handler(Arena arena not None, bint overflow):
     """A new handler of NumPy's that allocates in the arena."""
-    cdef handler *h = <handler *>calloc(1, sizeof(handler))
+    cdef handler *h
+    if arena._is_shared_with_children:
+        raise ValueError(
+            "NumPy does not say which arrays are of Python objects, and a fork's child would share their pointers: use "
+            "a.empty() in a shared arena, or fork='drop'"
+        )
+    h = <handler *>calloc(1, sizeof(handler))
     if h == NULL:
         raise MemoryError
     strcpy(h.face.name, "arena")

@@ -356,8 +356,9 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             note_use(a, &b);
             if (!b.committed && (rc = commit_block(a, &b, old.size, &how, &was, error)) != 0) {
                 undo_use(a, b.offset, b.size, dirty_part(a, virgin, &b));
-                (void)freelist_resize(f, handle, old.size, 0, &b);
-            } else if (freelist_get(f, handle, &b) != 0) { /* freed meanwhile */
+                if (freelist_get(f, handle, &b) == 0 && b.size == granules_of(bytes))
+                    (void)freelist_resize(f, handle, old.size, 0, &b);
+            } else if (freelist_get(f, handle, &b) != 0 || b.size != granules_of(bytes)) { /* by another, meanwhile */
                 rc = arena_explain(error, -ECANCELED, "resize", bytes, UINT64_MAX);
             }
             bool unmap = arena_last_one(a);

@@ -68,40 +68,63 @@ void *heap_calloc(void *heap, size_t count, size_t bytes) {
     return alloc(h, all, true);
 }
 
-static void give(struct heap *h, void *address, uint64_t handle) {
+/* Whoever is told NULL finds the reason. */
+static void *refuse(struct heap *h, int rc, struct arena_error *why, size_t bytes) {
+    arena_explain(why, rc, "realloc", bytes, UINT64_MAX);
+    struct heap strict = {.arena = h->arena};
+    return elsewhere(&strict, rc, why, bytes, false);
+}
+
+/* Answers whether free memory is due to be released. */
+static bool give(struct heap *h, void *address, uint64_t handle) {
     bool due;
     uintptr_t offset = (uintptr_t)address - (uintptr_t)arena_address(h->arena);
     int rc = offset < bytes_of(h->arena->index.layout.granules) ? arena_give_heap(h->arena, address, handle, &due)
                                                                 : -ENODEV;
     if (rc == -ENODEV) free(address); /* once the arena is unmapped, malloc may have its addresses */
-    if (rc || !due) return;
+    return rc == 0 && due;
+}
+
+void heap_free(void *heap, void *address, size_t unused) {
+    struct heap *h = heap;
+    (void)unused;
+    if (!address || !give(h, address, 0)) return;
     void *held = leave(h);
     (void)arena_collect(h->arena);
     come_back(h, held);
 }
 
-void heap_free(void *heap, void *address, size_t unused) {
-    (void)unused;
-    if (address) give(heap, address, 0);
+static bool is_still(struct heap *h, void *address, uint64_t handle, uint64_t bytes) {
+    struct arena_block b;
+    return arena_find(h->arena, address, &b) == 0 && b.handle == handle && b.bytes == bytes;
 }
 
+/* While the caller's lock was let go of somebody else may have reallocated the same memory: NumPy's resize() is one step to
+ * others only as long as the GIL is held. So what was found is looked at again, and copied and freed with the lock held. */
 void *heap_realloc(void *heap, void *old, size_t bytes) {
     struct heap *h = heap;
     struct arena_block b, now;
     struct arena_error why = {0};
     if (!old) return alloc(h, bytes, false);
     if (bytes == 0) bytes = 1;
-    if (arena_find(h->arena, old, &b) != 0) return realloc(old, bytes);
-    void *held = leave(h);
+    if (arena_find(h->arena, old, &b) != 0) {
+        void *moved = realloc(old, bytes);
+        return moved ? moved : refuse(h, -ENOMEM, &why, bytes);
+    }
+    uint64_t size = bytes_of(granules_of(bytes));
+    void *held = size > b.bytes ? leave(h) : NULL;
     int rc = arena_resize(h->arena, b.handle, bytes, held ? h->tick : NULL, h->arg, &now, &why);
     come_back(h, held);
-    if (rc == 0) return old;
-    if (rc == -EINTR) return elsewhere(h, rc, &why, bytes, false);
+    if (rc == 0 && is_still(h, old, b.handle, size)) return old;
+    if (rc == 0 || rc == -ECANCELED || rc == -EINVAL) return refuse(h, -ECANCELED, &why, bytes);
+    if (rc == -EINTR) return refuse(h, rc, &why, bytes);
     void *moved = alloc(h, bytes, false);
     if (!moved) return NULL;
-    held = leave(h);
+    if (!is_still(h, old, b.handle, b.bytes)) {
+        heap_free(h, moved, 0);
+        return refuse(h, -ECANCELED, &why, bytes);
+    }
     memcpy(moved, old, b.bytes < bytes ? b.bytes : bytes);
-    come_back(h, held);
-    give(h, old, b.handle); /* by its handle: a signal handler may have freed it and somebody else got its place */
+    if (give(h, old, b.handle)) (void)arena_collect(h->arena);
     return moved;
 }

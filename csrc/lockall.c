@@ -10,8 +10,21 @@
 #include "reservation_op.h"
 
 static bool commits; /* atomic */
+static uint32_t commits_in; /* atomic: forks_count of the process that said so */
+static uint32_t generation; /* atomic */
 
-bool lockall_commits(void) { return __atomic_load_n(&commits, __ATOMIC_RELAXED); }
+bool lockall_commits(void) {
+    return __atomic_load_n(&commits, __ATOMIC_ACQUIRE) &&
+           __atomic_load_n(&commits_in, __ATOMIC_RELAXED) == __atomic_load_n(&forks_count, __ATOMIC_RELAXED);
+}
+
+uint32_t lockall_generation(void) { return __atomic_load_n(&generation, __ATOMIC_ACQUIRE); }
+
+static void set(bool on) {
+    __atomic_store_n(&commits_in, __atomic_load_n(&forks_count, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    __atomic_store_n(&commits, on, __ATOMIC_RELEASE);
+    __atomic_fetch_add(&generation, 1, __ATOMIC_RELEASE);
+}
 
 struct walk {
     struct fork_range *ours; /* by address */
@@ -53,11 +66,21 @@ static bool lock_foreign(struct walk *w, char *start, char *end, bool accessible
     return true;
 }
 
+/* [vdso], [vvar] and others of that kind, [vsyscall]: in the sixth field, where the path of a file begins with a slash. */
+static bool is_kernels(const char *rest) {
+    for (int field = 0; field < 4; field++) {
+        rest += strspn(rest, " ");
+        rest += strcspn(rest, " ");
+    }
+    rest += strspn(rest, " ");
+    return strncmp(rest, "[vdso", 5) == 0 || strncmp(rest, "[vvar", 5) == 0 || strncmp(rest, "[vsyscall", 9) == 0;
+}
+
 static bool lock_line(void *arg, char *line) {
     struct walk *w = arg;
     char *rest;
     uintptr_t start = strtoull(line, &rest, 16), end = *rest == '-' ? strtoull(rest + 1, &rest, 16) : 0;
-    if (end <= start || strstr(rest, " [v")) return true; /* [vdso], [vvar], [vsyscall] are the kernel's */
+    if (end <= start || is_kernels(rest)) return true;
     bool accessible = strncmp(rest, " ---", 4) != 0;
     char *at = (char *)start, *last = (char *)end;
     for (size_t i = 0; i < w->n && at < last; i++) {
@@ -90,13 +113,13 @@ static int unlock_others(void) {
 int lockall(bool current, bool future, bool on_fault, struct arena_error *error) {
     uint64_t failed = 0;
     forks_hold();
-    __atomic_store_n(&commits, future, __ATOMIC_RELAXED);
+    set(future);
     int rc = future ? os_mlock_future(on_fault) : 0;
     if (rc == 0 && current) rc = lock_current(on_fault, &failed);
     if (rc) {
         uint64_t limit, locked;
         os_mlock_limit(&limit, &locked);
-        __atomic_store_n(&commits, false, __ATOMIC_RELAXED);
+        set(false);
         (void)unlock_others();
         reservation_explain(error, rc, "mlockall", 0, failed);
         if (error) {
@@ -110,7 +133,7 @@ int lockall(bool current, bool future, bool on_fault, struct arena_error *error)
 
 int unlockall(void) {
     forks_hold();
-    __atomic_store_n(&commits, false, __ATOMIC_RELAXED);
+    set(false);
     int rc = unlock_others();
     forks_let_go();
     return rc;

@@ -13,7 +13,9 @@
 int lockall(bool current, bool future, bool on_fault, struct arena_error *error);
 /* All of it, but for what reservations with `lock` have committed. */
 int unlockall(void);
-/* Is what is committed to be locked? */
+/* Is what is committed to be locked? Not in the child of a fork, which inherits no locks. */
 bool lockall_commits(void);
+/* Moves whenever locks may go or come: whoever locked something meanwhile has to look whether it still is. */
+uint32_t lockall_generation(void);
 
 #endif

@@ -291,6 +291,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     p.total = again ? bytes_of(r, pages) : bytes_of(r, pages - bit_count(map, op.first, op.end));
     struct preflight_report report = {.available = UINT64_MAX};
     const char *step = "preflight";
+    uint32_t generation = 0;
     uint64_t lacking = bytes_of(r, pages - bit_count(map, op.first, op.end));
     /* What a fork has made copy-on-write, and the child still has, is wanted a second time. */
     if (again) lacking += os_mapped_by_others(at_page(r, op.first), bytes_of(r, pages));
@@ -302,9 +303,11 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
         if (rc == 0 && !op.alone && r->backing.kind->pool) op.allocated = backing_allocated(&r->backing);
     }
     if (rc == 0) {
-        bool locks = is_to_be_locked(r);
+        generation = lockall_generation();
         rc = populate_pages(r, &op, map, again ? ALL : LACKING, &p, &step);
-        if (rc == 0 && !locks && is_to_be_locked(r)) { /* since it began: whoever locked all found nothing here yet */
+        /* Whoever locked or unlocked all memory meanwhile found nothing here yet. */
+        while (rc == 0 && generation != lockall_generation()) {
+            generation = lockall_generation();
             step = "mlock";
             rc = lock_pages(r, op.first, op.end);
         }
@@ -316,6 +319,8 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
 
     lock_take(&r->lock);
     if (rc == 0) {
+        if (generation != lockall_generation())
+            (void)lock_pages(r, op.first, op.end); /* they take this lock after us */
         finish_commit(r, &op, write, again, epoch, newly);
         r->commits++;
         r->commit_ns += os_now_ns() - began;

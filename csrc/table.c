@@ -23,11 +23,13 @@ int table_populate(struct table *t, size_t offset, size_t bytes) {
     if (end > t->bytes) end = t->bytes;
     if (start >= end) return 0;
     int rc = t->lazy ? os_open(t->base + start, end - start) : 0;
-    if (rc == 0 && lockall_commits()) rc = os_mlock(t->base + start, end - start);
     if (rc) return rc;
-    if (os_features()->populate) return os_populate(t->base + start, end - start, true);
-    os_touch(t->base + start, end - start, OS_PAGE, true);
-    return 0;
+    if (os_features()->populate)
+        rc = os_populate(t->base + start, end - start, true);
+    else
+        os_touch(t->base + start, end - start, OS_PAGE, true);
+    /* Afterwards: whoever locks all memory at this moment either finds it present, or was before us. */
+    return rc == 0 && lockall_commits() ? os_mlock(t->base + start, end - start) : rc;
 }
 
 void table_clear(struct table *t) {

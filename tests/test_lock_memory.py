@@ -215,9 +215,11 @@ def test_a_forks_child_inherits_none(run: Callable[..., str]) -> None:
                         unlock_memory()
                     except RuntimeError as error:
                         assert "inherits no locks" in str(error), error
+                    more = a.alloc("2MiB")
+                    assert locked() == 0, "it locks what it commits, as its parent does"
                     with lock_memory():
                         # The pages are the parent's too, and the kernel counts half of each.
-                        assert a.residency().locked == 2 << 20
+                        assert a.residency().locked == 4 << 20
                         a.warm("1MiB")
                         assert a.residency().locked == a.stats().committed >= 4 << 20
                     assert locked() == 0
@@ -340,4 +342,137 @@ def test_while_others_commit_and_make_and_drop_arenas(run: Callable[..., str]) -
         unlock_memory()
         assert locked() == 0
         """
+    )
+
+
+def test_a_commit_under_way_is_locked_as_it_should_be_in_the_end(run: Callable[..., str]) -> None:
+    run(
+        """
+        import time
+        def commit(r):
+            thread = threading.Thread(target=r.commit)
+            thread.start()
+            time.sleep(0.05)
+            return thread
+        lock_memory()
+        r = Reservation("1GiB", lock=True, pages="4K")
+        thread = commit(r)
+        unlock_memory()
+        thread.join()
+        assert r.residency().locked == locked() == 1 << 30, locked()
+        r.close()
+        with lock_memory():
+            inner = lock_memory()
+            r = Reservation("1GiB", pages="4K")
+            thread = commit(r)
+            unlock_memory()
+            thread.join()
+            assert r.residency().locked == 1 << 30
+            r.close()
+        r = Reservation("1GiB", pages="4K")
+        thread = commit(r)
+        with lock_memory():
+            thread.join()
+            assert r.residency().locked == 1 << 30
+        assert locked() == 0
+        """
+    )
+
+
+def test_a_signal_leaves_no_lock_that_nobody_knows_of(run: Callable[..., str]) -> None:
+    run(
+        """
+        import signal
+        class Alarm(Exception):
+            pass
+        def handler(*_):
+            raise Alarm
+        import mmap
+        there = mmap.mmap(-1, 512 << 20)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.03)
+        try:
+            lock_memory()
+        except Alarm:
+            pass
+        else:
+            raise SystemExit("the signal came too late")
+        assert locked() == 0
+        with lock_memory(current=False):
+            inner = lock_memory(on_fault=True)
+            signal.setitimer(signal.ITIMER_REAL, 0.003)
+            try:
+                while True:
+                    unlock_memory()
+                    lock_memory(on_fault=True)
+            except Alarm:
+                pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        from arena.realtime import locking
+        while locking._in_force:
+            unlock_memory()
+        assert locked() == 0
+        """
+    )
+
+
+def test_a_fork_in_the_middle_of_another_threads_lock(run: Callable[..., str]) -> None:
+    run(
+        """
+        import mmap, time
+        there = mmap.mmap(-1, 512 << 20)
+        thread = threading.Thread(target=lock_memory)
+        thread.start()
+        time.sleep(0.02)
+        pid = os.fork()
+        if pid == 0:
+            import signal
+            signal.alarm(20)
+            with lock_memory(on_fault=True):
+                pass
+            os._exit(0 if locked() == 0 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        thread.join()
+        unlock_memory()
+        """
+    )
+
+
+def test_each_with_ends_its_own_lock(run: Callable[..., str]) -> None:
+    run(
+        """
+        first = lock_memory(current=False)
+        second = lock_memory()
+        with first:
+            pass
+        assert locked() > 0
+        try:
+            first.__enter__()
+        except RuntimeError as error:
+            assert "not in force" in str(error)
+        else:
+            raise SystemExit("entered twice")
+        with second:
+            pass
+        assert locked() == 0
+        """
+    )
+
+
+def test_a_file_with_a_strange_name(run: Callable[..., str], tmp_path: object) -> None:
+    run(
+        """
+        import mmap
+        with open(os.path.join(FOLDER, "x [vdso] [v].bin"), "w+b") as file:
+            file.truncate(4 << 20)
+            there = mmap.mmap(file.fileno(), 4 << 20)
+        with lock_memory():
+            inside = False
+            for line in open("/proc/self/smaps"):
+                if ".bin" in line:
+                    inside = True
+                elif inside and line.startswith("Locked:"):
+                    assert int(line.split()[1]) == 4096, line
+                    break
+        """.replace("FOLDER", repr(str(tmp_path)))
     )

@@ -563,12 +563,8 @@ def test_a_forks_child_has_its_own() -> None:
         assert x[0] == 0 and a.stats().blocks == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [({"fork": "drop"}, "stays with the parent"), ({"shared": True}, "who alone gives out new ones")],
-)
-def test_a_forks_child_that_may_not_allocate(options: dict[str, Any], reason: str) -> None:
-    a = Arena("64MiB", **options)
+def test_a_forks_child_that_may_not_allocate() -> None:
+    a = Arena("64MiB", fork="drop")
     with a.numpy_allocations(overflow="malloc"):
         large = np.ones(100_000)  # an array keeps its handler
     with a.numpy_allocations():
@@ -576,11 +572,11 @@ def test_a_forks_child_that_may_not_allocate(options: dict[str, Any], reason: st
 
         def child() -> None:
             nonlocal x, large
-            assert x.data[999] == ("shared" in options)  # even a sum is an allocation of NumPy's
+            assert x.data[999] == 0  # even a sum is an allocation of NumPy's
             try:
                 np.empty(1000)
             except MemoryError:
-                assert reason in str(a.last_error)
+                assert "stays with the parent" in str(a.last_error)
             else:
                 raise AssertionError("it was given memory of its parent's")
             with a.numpy_allocations(overflow="malloc"):
@@ -591,6 +587,56 @@ def test_a_forks_child_that_may_not_allocate(options: dict[str, Any], reason: st
 
         in_child(child)
         assert x.sum() == 1000 and large.sum() == 100_000
+
+
+def test_python_objects_are_not_to_be_shared_with_children() -> None:
+    with pytest.raises(ValueError, match=r"use a\.empty\(\) in a shared arena"):
+        nep49.install(Arena("64MiB", shared=True))
+    with Arena("64MiB", shared=True, fork="drop") as a, a.numpy_allocations():
+        assert inside(np.ones(10), a)
+
+
+@pytest.mark.parametrize("by", ["thread", "signal"])
+def test_resizing_while_a_resize_populates(by: str, child: Callable[..., str]) -> None:
+    """NumPy's resize is one step only as long as the GIL is held, and it is not while memory is populated."""
+    child(
+        """
+        import signal, sys, threading, time
+        import numpy as np
+        from arena import Arena
+        a = Arena("8GiB", pages="4K")
+        with a.numpy_allocations():
+            x = np.ones(1000, "u1")
+            started = threading.Event()
+            def shrink(*_):
+                x.resize(100, refcheck=False)
+            def other():
+                started.wait()
+                time.sleep(0.05)
+                shrink()
+            if BY == "thread":
+                thread = threading.Thread(target=other)
+                thread.start()
+                started.set()
+            else:
+                signal.signal(signal.SIGALRM, shrink)
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+            try:
+                x.resize(1 << 30, refcheck=False)
+            except MemoryError:
+                pass
+            if BY == "thread":
+                thread.join()
+            # Whoever was first: what the array says it has, it has.
+            blocks = list(a.blocks())
+            assert len(blocks) == 1 and blocks[0][1] >= x.nbytes, (blocks, x.nbytes)
+            y = np.zeros(5000, "u1")
+            x[:] = 255
+            assert not y.any()
+        del x, y
+        assert a.stats().blocks == 0
+        """.replace("BY", repr(by))
+    )
 
 
 # --- faults, threads, and NumPy's own tests ---------------------------------------------------------------------------

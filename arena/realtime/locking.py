@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from .. import _core
 
@@ -19,87 +19,93 @@ if TYPE_CHECKING:
 __all__ = ["MemoryLock", "lock_memory", "unlock_memory"]
 
 
-class _Flags(NamedTuple):
-    current: bool
-    future: bool
-    on_fault: bool
-
-
-# The locks in force, the innermost last; and in which process, for a fork's child inherits none.
-_mutex = threading.RLock()
-_nested: list[_Flags] = []
-_process = os.getpid()
-
-
-def _in_force() -> list[_Flags]:
-    global _process
-    if _process != os.getpid():
-        _process = os.getpid()
-        _nested.clear()
-    return _nested
-
-
-def _apply(flags: list[_Flags]) -> None:
-    """As the strongest of them."""
-    _core.lock_all(any(f.current for f in flags), any(f.future for f in flags), all(f.on_fault for f in flags))
-
-
 class MemoryLock:
-    """What :func:`lock_memory` returns: a context manager that unlocks at its end."""
+    """What :func:`lock_memory` returns: a context manager at whose end this lock is no longer in force."""
 
-    def __init__(self, depth: int) -> None:
-        self._depth = depth
+    def __init__(self, current: bool, future: bool, on_fault: bool) -> None:
+        self._current, self._future, self._on_fault = current, future, on_fault
 
     def __enter__(self) -> Self:
+        if self not in _in_force:
+            raise RuntimeError("this lock is not in force any more: call lock_memory() again")
         return self
 
     def __exit__(self, *exc: object) -> None:
         with _mutex:
-            # An unlock_memory() inside the block, or a fork of which this is the child, was before us.
-            while len(_in_force()) >= self._depth:
-                unlock_memory()
+            if self in _in_force:  # and not ended by unlock_memory(), or lost to a fork
+                _end(self)
+
+
+# The innermost last. What a signal handler raises in the middle of a change comes right after the call into C: so the
+# list is changed before it, and says what is so.
+_mutex = threading.RLock()
+_in_force: list[MemoryLock] = []
+_inherited = False  # this is a fork's child, whose parent had locks
+
+
+def _after_fork() -> None:
+    global _mutex, _inherited
+    _mutex = threading.RLock()
+    _inherited = bool(_in_force)
+    _in_force.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _apply(afresh: bool) -> None:
+    """What is in force, as the strongest of it."""
+    _core.lock_all(
+        any(lock._current for lock in _in_force),
+        any(lock._future for lock in _in_force),
+        all(lock._on_fault for lock in _in_force),
+        afresh,
+    )
+
+
+def _end(lock: MemoryLock) -> None:
+    _in_force.remove(lock)
+    try:
+        _apply(True)
+    except OSError:  # the limit was lowered: nothing is locked now
+        _in_force.clear()
+        raise
 
 
 def lock_memory(current: bool = True, future: bool = True, on_fault: bool = False) -> MemoryLock:
     """Lock this process's memory: what is mapped now (``current``), and what will be mapped or committed (``future``).
     With ``on_fault`` pages that are not there yet are locked when they come, and not populated now.
 
-    Calls nest: unlock_memory(), or the end of the ``with``, ends the last. A fork's child inherits no locks. An
-    mlockall(2) by somebody else populates reservations whole; ours does not.
+    Calls nest: unlock_memory() ends the last, and the end of a ``with`` its own. A fork's child inherits no locks. An
+    mlockall(2) by somebody else populates reservations whole; ours does not. Without CAP_IPC_LOCK the kernel counts
+    what is mapped under ``future`` whole, so make arenas before.
 
     Raises LockError (an OSError), which says what RLIMIT_MEMLOCK allows and how to raise it; then nothing of this call
     is locked.
     """
     if not (current or future):
         raise ValueError("neither what is there nor what will be: lock_memory(current=True) or (future=True)")
+    lock = MemoryLock(bool(current), bool(future), bool(on_fault))
     with _mutex:
-        nested = _in_force()
-        before = list(nested)
-        flags = _Flags(bool(current), bool(future), bool(on_fault))
+        _in_force.append(lock)
         try:
-            _apply([*before, flags])
-        except OSError:
-            if before:
-                _apply(before)
+            _apply(False)
+        except BaseException:
+            if lock in _in_force:
+                _end(lock)
             raise
-        nested.append(flags)
-        return MemoryLock(len(nested))
+    return lock
 
 
 def unlock_memory() -> None:
-    """End the last lock_memory(). With the outermost all is unlocked, but for what ``lock=True`` has locked, and what
+    """End the last lock_memory(). With the outermost all is unlocked, but for what ``lock=True`` has locked; what
     another's mlockall(2) had locked is unlocked too. RuntimeError: there is none, or it was made by the parent of this
     fork's child."""
     with _mutex:
-        child = _process != os.getpid()
-        nested = _in_force()
-        if not nested:
+        if not _in_force:
             raise RuntimeError(
                 "this is the child of a fork, which inherits no locks: call lock_memory() here"
-                if child
+                if _inherited
                 else "no lock_memory() is in force"
             )
-        nested.pop()
-        _core.unlock_all()
-        if nested:
-            _apply(nested)
+        _end(_in_force[-1])
