@@ -81,9 +81,11 @@ static void counters(int64_t *minor, int64_t *major) {
     *major = usage.ru_majflt;
 }
 
+int page_faults_ready(void) { return self.n == self.room ? more_room(&self) : 0; }
+
 int page_faults_open(uint64_t owner, bool watch, uint64_t tag) {
     struct thread *t = &self;
-    if (t->n == t->room && more_room(t)) return -ENOMEM;
+    if (page_faults_ready()) return -ENOMEM;
     if (watch) start_watch(t);
     struct span *s = &t->spans[t->n];
     *s = (struct span){.owner = owner, .tag = tag, .watched = watch && t->watch};

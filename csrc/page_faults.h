@@ -21,6 +21,8 @@ struct page_faults {
 /* A number that no other owner in this process has. */
 uint64_t page_faults_owner(void);
 
+/* What a thread's first span needs, so that opening it does not fault. -ENOMEM. */
+int page_faults_ready(void);
 /* Opens a span. watch: note addresses too; that this thread may not is not an error. tag: what the owner knows this span by.
  * -ENOMEM. */
 int page_faults_open(uint64_t owner, bool watch, uint64_t tag);

@@ -18,6 +18,7 @@ cdef extern from "page_faults.h" nogil:
         uint64_t tag
         int unwatched
     uint64_t page_faults_owner()
+    int page_faults_ready()
     int page_faults_open(uint64_t owner, bint watch, uint64_t tag)
     int page_faults_so_far(uint64_t owner, page_faults *out)
     int page_faults_close(uint64_t owner, page_faults *out)
@@ -185,6 +186,9 @@ cdef class no_page_faults(count_page_faults):
     def __enter__(self):
         cdef uint64_t tag
         if self.lines:
+            # What is recorded begins before what is counted does.
+            if page_faults_ready():
+                raise MemoryError
             tag = page_faults_owner()
             _where.start(tag)
             if page_faults_open(self.owner, False, tag):
