@@ -12,6 +12,7 @@ import mmap
 import os
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -480,6 +481,10 @@ def test_a_thread_that_ends_leaves_nothing_behind() -> None:
             thread.start()
         for thread in threads:
             thread.join()
+    # join() returns a little before the thread is at its end.
+    deadline = time.monotonic() + 10
+    while descriptors() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert descriptors() == before
 
 
