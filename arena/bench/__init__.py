@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import populate
+from . import latency, populate
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
 SUMMARY = "measure this machine"
 
-BENCHMARKS = {"populate": populate}
+BENCHMARKS = {"latency": latency, "populate": populate}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,9 @@ cdef extern from * nogil:
     #include <fcntl.h>
     #include <stdbool.h>
     #include <stdint.h>
+    #include <string.h>
     #include <sys/mman.h>
+    #include <sys/resource.h>
     #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
@@ -72,6 +74,30 @@ cdef extern from * nogil:
         return rc ? -errno : nanoseconds() - start;
     }
 
+    static int64_t thread_faults(void)
+    {
+        struct rusage usage;
+        return getrusage(RUSAGE_THREAD, &usage) ? -errno : usage.ru_minflt + usage.ru_majflt;
+    }
+
+    /* The faults of this thread, or -errno. A page of 0: all of it. */
+    static int64_t counted_write(unsigned char *at, size_t nbytes, size_t page, int value)
+    {
+        int64_t before = thread_faults();
+        if (page == 0)
+            memset(at, value, nbytes);
+        else
+            for (size_t i = 0; i < nbytes; i += page)
+                ((volatile unsigned char *)at)[i] = (unsigned char)value;
+        return before < 0 ? before : thread_faults() - before;
+    }
+
+    static int sleep_to(int64_t deadline)
+    {
+        struct timespec t = {.tv_sec = deadline / 1000000000, .tv_nsec = deadline % 1000000000};
+        return clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
+    }
+
     static int fs_open(const char *kind) { return (int)syscall(SYS_fsopen, kind, CLOSE_ON_EXEC); }
     static int fs_set(int fd, const char *key, const char *value)
     {
@@ -84,6 +110,8 @@ cdef extern from * nogil:
     int64_t timed_touch(unsigned char *at, size_t nbytes, size_t page, bint reading, bint writing)
     int64_t timed_populate(void *at, size_t nbytes, bint writing)
     int64_t timed_fallocate(int fd, int64_t nbytes)
+    int64_t counted_write(unsigned char *at, size_t nbytes, size_t page, int value)
+    int sleep_to(int64_t deadline)
     int fs_open(const char *kind)
     int fs_set(int fd, const char *key, const char *value)
     int fs_create(int fd)
@@ -130,6 +158,33 @@ def populate(memory, *, bint writing):
     finally:
         PyBuffer_Release(&view)
     return checked(result, "MADV_POPULATE_WRITE" if writing else "MADV_POPULATE_READ")
+
+
+def write(memory, size_t page, unsigned char value):
+    """``value`` into the first byte of each ``page`` bytes, or with 0 into all of them; this thread's page faults."""
+    cdef Py_buffer view
+    cdef int64_t result
+    PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE)
+    try:
+        with nogil:
+            result = counted_write(<unsigned char *>view.buf, view.len, page, value)
+    finally:
+        PyBuffer_Release(&view)
+    return checked(result, "getrusage")
+
+
+def sleep_until(int64_t deadline):
+    """Until time.monotonic_ns() is ``deadline``. Signal handlers run, and what they raise is raised."""
+    cdef int failed
+    if deadline < 0:
+        raise ValueError("the clock never was below 0")
+    while True:
+        with nogil:
+            failed = sleep_to(deadline)
+        if failed != _errno.EINTR:
+            break
+        PyErr_CheckSignals()
+    checked(-failed, "clock_nanosleep")
 
 
 def allocate(int fd, int64_t nbytes):

@@ -1,0 +1,192 @@
+"""python -m arena bench latency: counts only, for a machine that others use has no latencies to speak of."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from array import array
+from pathlib import Path
+
+import pytest
+
+from arena.bench import _calls, latency_report, pressure
+from arena.bench.cycles import Samples
+from arena.bench.latency_report import Row
+
+COMMAND = [sys.executable, "-m", "arena", "bench", "latency", "--quick", "--seconds", "0.05"]
+
+
+def run(*arguments: object, **options: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **options}
+    )
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    for _ in range(500):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":  # whose it is now need not wait for it
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_the_arena_faults_on_nothing_under_any_pressure(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    done = run("--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv", TMPDIR=str(files))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Wake-up latency" in done.stdout
+    assert not list(files.iterdir())
+    whole = json.loads((tmp_path / "a.json").read_text())
+    assert set(whole) == {"benchmark", "machine", "locked", "rows", "figures"}
+    assert whole["benchmark"] == "latency"
+    ours = [row for row in whole["rows"] if row["way"] == "arena"]
+    assert {row["pressure"] for row in ours if row["paced"]} == {"idle", "neighbour", "page cache", "forks"}
+    assert {row["written"] for row in ours if not row["paced"]} == {"filled", "a byte a page"}
+    for row in ours:
+        assert row["buffer_faults"] == 0, row["pressure"]
+        assert len(row["memory_ns"]) == row["cycles"] > 0
+    if "not" not in whole["locked"]:
+        # After a fork the interpreter's own pages fault, whoever locks them.
+        assert all(row["cycle_faults"] == 0 for row in ours if row["pressure"] == "idle")
+    assert all(figure["reached"] in ("yes", "no") for figure in whole["figures"])
+    lines = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
+    assert [line["way"] for line in lines] == [row["way"] for row in whole["rows"]]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_picture_is_drawn_or_its_lack_is_said(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"latency{suffix}"
+    done = run("--picture", path)
+    assert done.returncode == 0, done.stderr
+    if importlib.util.find_spec("matplotlib"):
+        assert path.stat().st_size > 1000
+    else:
+        assert "Matplotlib is not installed" in done.stdout
+        assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--seconds", "0"], "--seconds must be above 0"),
+        (["--seconds", "nan"], "--seconds must be above 0"),
+        (["--hz", "0"], "--hz must be 1 to 10000"),
+        (["--picture", "a.gif"], "ends in .png or .svg"),
+        (["--json", "no/such/folder/a.json"], "there is no folder"),
+    ],
+)
+def test_nonsense_is_refused(arguments: list[str], complaint: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path, sig: signal.Signals) -> None:
+    """Of Ctrl-C, and of what leaves the command no time for anything."""
+    command = [
+        sys.executable,
+        "-m",
+        "arena",
+        "bench",
+        "latency",
+        "--seconds",
+        "0.3",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)}
+    ) as loop:
+        try:
+            end = time.monotonic() + 60
+            while not (others := children_of(loop.pid)) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert others
+            time.sleep(0.2)  # a disturber that has begun ignores Ctrl-C
+            loop.send_signal(sig)
+            assert loop.wait(30) == (130 if sig == signal.SIGINT else -sig)
+        finally:
+            loop.kill()
+    assert all(gone(other) for other in others)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_other_processes_end_with_the_block() -> None:
+    others: list[int] = []
+
+    def fail() -> None:
+        with pressure.under("all", 1 << 20) as forks:
+            assert forks
+            others.extend(children_of(os.getpid()))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert len(others) >= 2
+    assert all(gone(other) for other in others)
+
+
+def test_a_disturber_that_ended_itself_is_an_error() -> None:
+    def kill_it() -> None:
+        before = set(children_of(os.getpid()))
+        with pressure.under("neighbour", 1 << 20):
+            (other,) = set(children_of(os.getpid())) - before
+            os.kill(other, signal.SIGKILL)
+            os.waitid(os.P_PID, other, os.WEXITED | os.WNOWAIT)
+
+    with pytest.raises(ChildProcessError, match="ended itself"):
+        kill_it()
+
+
+def test_write_fills_or_touches_each_page() -> None:
+    memory = bytearray(8192)
+    _calls.write(memory, 4096, 7)
+    assert [at for at, byte in enumerate(memory) if byte == 7] == [0, 4096]
+    _calls.write(memory, 0, 9)
+    assert memory == bytes([9]) * 8192
+    with pytest.raises((TypeError, BufferError)):
+        _calls.write(b"readonly", 0, 1)
+    with pytest.raises(OverflowError):
+        _calls.write(memory, 0, 256)
+
+
+def test_sleep_until_is_never_early() -> None:
+    deadline = time.monotonic_ns() + 2_000_000
+    _calls.sleep_until(deadline)
+    assert time.monotonic_ns() >= deadline
+    with pytest.raises(ValueError, match="below 0"):
+        _calls.sleep_until(-1)
+
+
+def row(way: str, memory: list[int], faults: int = 0, page: int = 4096) -> Row:
+    return Row(64 << 20, page, "all", False, way, Samples(array("q", memory), array("q", memory), faults))
+
+
+def test_figures_that_are_missed_are_called_missed_and_few_cycles_are_told() -> None:
+    rows = [row("arena", [1000, 4000], 1), row("memset", [1000, 2000]), row("bytearray", [1000, 20000])]
+    found = {name.split(",")[0]: (value, reached) for name, _, value, reached in latency_report.figures(rows)}
+    assert found["faults a cycle"] == ("0.5", "no")
+    # p50 by nearest rank is the second of two.
+    assert found["p99.9/p50 to memset's"] == ("1.00 (max of 2)", "yes")
+    assert found["p99.99 of bytearray to ours"] == ("5.00 (max of 2)", "no")
+
+
+def test_the_histogram_has_every_cycle_once() -> None:
+    assert latency_report.histogram([500, 1500, 2000, 9000]) == {0: 2, 1: 1, 2: 0, 3: 1}
