@@ -45,6 +45,7 @@ def gone(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_arena_faults_on_nothing_under_any_pressure(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
@@ -64,11 +65,12 @@ def test_the_arena_faults_on_nothing_under_any_pressure(tmp_path: Path) -> None:
     if "not" not in whole["locked"]:
         # After a fork the interpreter's own pages fault, whoever locks them.
         assert all(row["cycle_faults"] == 0 for row in ours if row["pressure"] == "idle")
-    assert all(figure["reached"] in ("yes", "no") for figure in whole["figures"])
+    assert all(figure["reached"] in ("yes", "no", "too few cycles") for figure in whole["figures"])
     lines = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
     assert [line["way"] for line in lines] == [row["way"] for row in whole["rows"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_a_picture_is_drawn_or_its_lack_is_said(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"latency{suffix}"
@@ -97,6 +99,7 @@ def test_nonsense_is_refused(arguments: list[str], complaint: str) -> None:
     assert complaint in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path, sig: signal.Signals) -> None:
     """Of Ctrl-C, and of what leaves the command no time for anything."""
@@ -184,8 +187,12 @@ def test_figures_that_are_missed_are_called_missed_and_few_cycles_are_told() -> 
     found = {name.split(",")[0]: (value, reached) for name, _, value, reached in latency_report.figures(rows)}
     assert found["faults a cycle"] == ("0.5", "no")
     # p50 by nearest rank is the second of two.
-    assert found["p99.9/p50 to memset's"] == ("1.00 (max of 2)", "yes")
-    assert found["p99.99 of bytearray to ours"] == ("5.00 (max of 2)", "no")
+    assert found["p99.9/p50 to memset's"] == ("1.00 (max of 2)", "too few cycles")
+    assert found["p99.99 of bytearray to ours"] == ("5.00 (max of 2)", "too few cycles")
+    rows = [row("arena", [1000, 4000] * 5000), row("memset", [1000, 2000] * 5000), row("bytearray", [9000] * 10000)]
+    found = {name.split(",")[0]: (value, reached) for name, _, value, reached in latency_report.figures(rows)}
+    assert found["p99.9/p50 to memset's"][1] == "yes"
+    assert found["p99.99 of bytearray to ours"] == ("2.25", "no")
 
 
 def test_the_histogram_has_every_cycle_once() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = ["SUMMARY", "add_arguments", "run"]
 SUMMARY = "wake-up latency, buffers and page faults of a real-time loop"
 
 MIB = 1 << 20
+PAGE = 4096
 FRAME = MIB  # of the paced loop
 DISTURB = 128 * MIB  # of each other process
 TURN = 100  # cycles of the paced loop before the next way's turn
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     bar = ProgressBar(sys.stderr, "measuring")
     # Paced: one frame under each pressure. Without pauses: every size, under all pressures at once.
     cases = [(FRAME, 0, pressure, 10**9 // args.hz) for pressure in PRESSURES if pressure != "all"]
-    cases += [(size, page, "all", 0) for size in sizes for page in (0, 4096)]
+    cases += [(size, page, "all", 0) for size in sizes for page in (0, PAGE)]
     with contextlib.ExitStack() as stack:
         stack.callback(bar.clear)
         for done, (size, page, pressure, period) in enumerate(cases):
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(size: int, page: int, pressure: str, period: int, seconds: float) -> tuple[list[Row], str]:
-    """Every way's row: in turns, each until it has had its seconds."""
+    """Every way's row: in turns, another one first each time, each until it has had its seconds."""
     with contextlib.ExitStack() as stack:
         found, locked = ways(stack, size, LIVE)
         forks = stack.enter_context(under(pressure, DISTURB))
@@ -99,8 +101,10 @@ def measure(size: int, page: int, pressure: str, period: int, seconds: float) ->
         cycles = TURN if period else max(12, min(TURN, 400 * MIB // size))
         samples = {way.name: Samples() for way in found}
         spent = dict.fromkeys(samples, 0.0)
-        while min(spent.values()) < seconds:
-            for way in found:
+        for first in itertools.count():
+            if min(spent.values()) >= seconds:
+                break
+            for way in (*found[first % len(found) :], *found[: first % len(found)]):
                 if spent[way.name] < seconds:
                     start = time.monotonic()
                     turn(way, size, page, cycles, period, forks, samples[way.name])
