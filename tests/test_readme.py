@@ -42,6 +42,8 @@ def test_python_blocks_run(code: str, tmp_path: Path) -> None:
         env=env,
         check=False,
     )
+    if "lock" in code and "RLIMIT_MEMLOCK" in done.stderr:
+        pytest.skip(f"this process may not lock so much: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
 
 
