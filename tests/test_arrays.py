@@ -92,6 +92,7 @@ def test_strings_without_a_length(a: Arena) -> None:
 @pytest.mark.parametrize("dtype", [object, [("n", "i4"), ("o", "O")], "(2,)O"], ids=str)
 def test_objects_are_refused(a: Arena, dtype: Any) -> None:
     zero = np.zeros(2, dtype)
+    dicts: Any = [{}, {}]
     makes: list[Callable[[], object]] = [
         lambda: a.empty(3, dtype),
         lambda: a.zeros(0, dtype),
@@ -101,7 +102,7 @@ def test_objects_are_refused(a: Arena, dtype: Any) -> None:
         lambda: a.empty_like(zero),
         lambda: a.empty_like([1], dtype),
         lambda: a.full(3, None),
-        lambda: a.array([{}, {}]),  # type: ignore[arg-type]
+        lambda: a.array(dicts),
     ]
     for make in makes:
         with pytest.raises(ValueError, match="count their references"):
