@@ -28,7 +28,20 @@ static PyObject *floor_make(PyObject *self, PyObject *arg) {
     return (PyObject *)PyObject_New(Bare, &BareType);
 }
 
+/* As the above, where the interpreter has less to pass: what take() and put() would be. */
+static PyObject *floor_take(PyObject *self, PyObject *none) {
+    (void)none;
+    return Py_NewRef(self);
+}
+
+static PyObject *floor_put(PyObject *self, PyObject *arg) {
+    (void)self, (void)arg;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef floor_methods[] = {
+    {"take", floor_take, METH_NOARGS, "Itself."},
+    {"put", floor_put, METH_O, "Does nothing."},
     {"noop", (PyCFunction)(void (*)(void))floor_noop, METH_FASTCALL | METH_KEYWORDS, "Does nothing."},
     {"make", floor_make, METH_O, "Makes a bare object."},
     {NULL, NULL, 0, NULL},

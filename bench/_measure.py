@@ -256,6 +256,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "walk_lines": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_size_t]),
     "not_zero": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_size_t]),
     "page_faults": (ctypes.c_int64, []),
+    "rusage_pairs": (ctypes.c_int64, [ctypes.c_int64]),
     "neighbour_start": (
         ctypes.c_int,
         [ctypes.c_int, ctypes.c_void_p, ctypes.py_object, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t],

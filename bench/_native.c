@@ -127,6 +127,14 @@ EXPORT int64_t page_faults(void) {
     return u.ru_minflt + u.ru_majflt;
 }
 
+/* Two looks at this thread's own counters, as often as said. */
+EXPORT int64_t rusage_pairs(int64_t count) {
+    struct rusage u;
+    int64_t start = now();
+    for (int64_t i = 0; i < 2 * count; i++) getrusage(RUSAGE_THREAD, &u);
+    return now() - start;
+}
+
 /* --- a neighbour: a thread that does one small thing over and over and writes down how long each took --------------- */
 
 enum what { MAP_UNMAP, ALLOC_FREE };

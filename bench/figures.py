@@ -27,6 +27,7 @@ BENCHMARKS = {
     "numpy_arrays.py": ["--repeat", "2", "--size", "64MiB"],
     "zero.py": ["--repeat", "2", "--size", "4MiB"],
     "utilisation.py": [],
+    "realtime.py": ["--repeat", "2"],
 }
 
 
