@@ -22,8 +22,11 @@ HERE = Path(__file__).resolve().parent
 CSRC = {
     "arena.realtime._faults": ["csrc/fault_watch.c", "csrc/page_faults.c"],
     "arena.realtime._prepare": ["csrc/prefault.c"],
+    "arena.realtime._ring": [
+        f"csrc/{name}.c" for name in ("forks", "lock", "mirror", "os", "os_file", "populate", "preflight")
+    ],
 }
-ELSEWHERE = {path for paths in CSRC.values() for path in paths}
+ELSEWHERE = {f"csrc/{name}.c" for name in ("fault_watch", "mirror", "page_faults", "prefault")}
 CSRC["arena._core"] = sorted({str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.c")} - ELSEWHERE)
 HEADERS = sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.h"))
 PARTS = sorted(str(path.relative_to(HERE)) for path in HERE.glob("arena/*.px[di]"))
@@ -83,7 +86,14 @@ setup(
                 extra_link_args=["-pthread"],
                 depends=[*CSRC.get(name, []), *HEADERS, *(PARTS if name == "arena._core" else [])],
             )
-            for name in ("arena._core", "arena.bench._calls", "arena.realtime._faults", "arena.realtime._prepare")
+            for name in (
+                "arena._core",
+                "arena.bench._calls",
+                "arena.realtime._faults",
+                "arena.realtime._pool",
+                "arena.realtime._prepare",
+                "arena.realtime._ring",
+            )
         ],
         build_dir="build/cython",
     ),

@@ -149,3 +149,11 @@ def prefault_error(op: str, requested: int, available: int | None, hint: str) ->
     numbers = {"offset": None, "requested": requested, "committed": 0, "available": available}
     _fill(error, op, numbers, hint)
     return error
+
+
+def pool_empty_error(nbytes: int, count: int) -> ArenaFullError:
+    """The exception for a pool whose blocks are all taken."""
+    hint = "put() blocks back, or make it larger"
+    error = ArenaFullError(f"all {count} blocks of the pool, of {amount(nbytes)} each, are taken; {hint}")
+    _fill(error, "take", {"requested": nbytes, "available": 0}, hint)
+    return error

@@ -1,8 +1,11 @@
-"""For loops that must not wait for memory: locked memory, and the proof that nothing faults."""
+"""For loops that must not wait for memory: locked memory that goes round without an allocation, and the proof that
+nothing faults."""
 
 from __future__ import annotations
 
 from ._faults import count_page_faults, no_page_faults
+from ._pool import Pool, PoolBlock
+from ._ring import Ring
 from ._where import PageFault
 from .locking import MemoryLock, lock_memory, unlock_memory
 from .preparing import Prepared, prepare, restore
@@ -10,7 +13,10 @@ from .preparing import Prepared, prepare, restore
 __all__ = [
     "MemoryLock",
     "PageFault",
+    "Pool",
+    "PoolBlock",
     "Prepared",
+    "Ring",
     "count_page_faults",
     "lock_memory",
     "no_page_faults",
