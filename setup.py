@@ -44,8 +44,9 @@ class BuildExt(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name in CSRC:
+            folder = os.path.join(self.build_temp, ext.name)  # of its own, for extensions may be built at the same time
             ext.extra_objects = self.compiler.compile(
-                CSRC[ext.name], output_dir=self.build_temp, include_dirs=["csrc"], extra_postargs=FLAGS + WARNINGS
+                CSRC[ext.name], output_dir=folder, include_dirs=["csrc"], extra_postargs=FLAGS + WARNINGS
             )
         super().build_extension(ext)
 

@@ -32,7 +32,5 @@ static inline bool exports_closed(const uint64_t *word) {
 }
 
 static inline void exports_unhold(uint64_t *word) { __atomic_fetch_and(word, ~EXPORTS_HELD, __ATOMIC_RELEASE); }
-/* For whoever holds it. */
-static inline void exports_close_held(uint64_t *word) { __atomic_fetch_or(word, EXPORTS_CLOSED, __ATOMIC_RELEASE); }
 
 #endif

@@ -117,19 +117,24 @@ static inline uint32_t pool_free(const struct pool *p) {
     return n;
 }
 
-/* Takes all blocks at once, for good: nobody can take or put one afterwards. false, and nothing has changed, when not all
- * are free; to a thread that takes one at this moment they may seem to be none. */
-static inline bool pool_close(struct pool *p) {
-    if (pool_free(p) != p->count) return false;
+/* Takes all blocks at once, so that nobody can take or put one afterwards: the topmost, for pool_reopen. POOL_NONE, and
+ * nothing has changed: not all were free. To one who takes at this very moment it may seem that none is. */
+static inline uint32_t pool_close(struct pool *p) {
+    if (pool_free(p) != p->count) return POOL_NONE;
     uint64_t top = __atomic_load_n(&p->top, __ATOMIC_RELAXED);
     while (!__atomic_compare_exchange_n(&p->top, &top, pool_changed(top, POOL_NONE), false, __ATOMIC_ACQUIRE,
                                         __ATOMIC_RELAXED)) {
     }
     uint32_t first = (uint32_t)top & POOL_MASK, last = POOL_NONE, n = 0;
     for (uint32_t i = first; i != POOL_NONE; i = __atomic_load_n(&p->next[i], __ATOMIC_RELAXED)) last = i, n++;
-    if (n == p->count) return true;
+    if (n == p->count) return first;
     if (n) pool_push(p, first, last);
-    return false;
+    return POOL_NONE;
+}
+
+/* For the one who closed it. */
+static inline void pool_reopen(struct pool *p, uint32_t first) {
+    __atomic_store_n(&p->top, pool_changed(p->top, first), __ATOMIC_RELEASE);
 }
 
 #endif

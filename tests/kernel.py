@@ -24,10 +24,14 @@ O_TMPFILE_BIT = 0o20000000
 
 _NUMBERS = {
     "x86_64": {
+        "mmap": 9,
+        "mprotect": 10,
         "ioctl": 16,
         "madvise": 28,
         "mlock": 149,
         "mbind": 237,
+        "fcntl": 72,
+        "ftruncate": 77,
         "openat": 257,
         "fallocate": 285,
         "perf_event_open": 298,
@@ -35,10 +39,15 @@ _NUMBERS = {
         "process_vm_writev": 311,
         "memfd_create": 319,
         "userfaultfd": 323,
+        "mlock2": 325,
         "memfd_secret": 447,
     },
     "aarch64": {
+        "fcntl": 25,
         "ioctl": 29,
+        "ftruncate": 46,
+        "mmap": 222,
+        "mprotect": 226,
         "madvise": 233,
         "mlock": 228,
         "mbind": 235,
@@ -49,6 +58,7 @@ _NUMBERS = {
         "process_vm_writev": 271,
         "memfd_create": 279,
         "userfaultfd": 282,
+        "mlock2": 284,
         "memfd_secret": 447,
     },
 }

@@ -60,6 +60,7 @@ def test_the_sdist_has_all_sources(sdist: set[str]) -> None:
             ("arena", "*.p*"),
             ("arena/bench", "*"),
             ("arena/doctor", "*"),
+            ("arena/realtime", "*"),
             ("tests", "*.py"),
             ("tests/c", "*"),
             ("tests/capi", "*"),
@@ -77,7 +78,9 @@ def test_the_sdist_has_nothing_that_was_built(sdist: set[str]) -> None:
     built = {
         name
         for name in sdist
-        if re.search(r"\.(so|o|pyc)$|^arena/(_core\.c|bench/_calls\.c|include)|__pycache__|^build/", name)
+        if re.search(
+            r"\.(so|o|pyc)$|^arena/(_core\.c|bench/_calls\.c|realtime/\w+\.c|include)|__pycache__|^build/", name
+        )
     }
     assert not built
 
@@ -88,9 +91,11 @@ def test_the_wheel_has_what_its_users_compile_and_check_against(wheel: Path) -> 
         header = archive.read("arena/include/arena.h")
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     assert header == (ROOT / "csrc" / "arena.h").read_bytes()
-    assert {"arena/_core.pyi", "arena/_core.pxd", "arena/__init__.pxd", "arena/py.typed"} <= names
-    assert {"arena/bench/published-2021.csv", "arena/bench/_calls.pyi"} <= names
-    for module in ("arena/_core", "arena/bench/_calls", "arena/realtime/_faults", "arena/realtime/_prepare"):
+    assert {"arena/_core.pxd", "arena/__init__.pxd", "arena/py.typed"} <= names
+    assert "arena/bench/published-2021.csv" in names
+    realtime = [f"arena/realtime/_{name}" for name in ("faults", "pool", "prepare", "ring")]
+    for module in ("arena/_core", "arena/bench/_calls", *realtime):
+        assert f"{module}.pyi" in names
         assert len([name for name in names if re.fullmatch(rf"{module}\..*\.so", name)]) == 1
     assert not [name for name in names if name.endswith((".pyx", ".c"))]
     assert not [name for name in names if not re.match(r"arena/|pytest_arena\.py$|sparse_arena-", name)]

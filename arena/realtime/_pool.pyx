@@ -1,6 +1,6 @@
 # cython: language_level=3, freethreading_compatible=True, embedsignature=False, auto_pickle=False, autotestdict=False
 # cython: binding=False, always_allow_keywords=False
-# Methods as METH_NOARGS and METH_O, which the interpreter calls by a function pointer: take() and put() are little more.
+# Methods as METH_NOARGS and METH_O, which the interpreter just calls: take() and put() are little more than that.
 """Pool: equal blocks of an arena, made in advance."""
 
 cimport cython
@@ -26,16 +26,15 @@ cdef extern from "pool.h" nogil:
     uint32_t pool_take(pool *)
     bint pool_put(pool *, uint32_t index)
     uint32_t pool_free(const pool *)
-    bint pool_close(pool *)
+    uint32_t pool_close(pool *)
+    void pool_reopen(pool *, uint32_t first)
 
 
 cdef extern from "exports.h" nogil:
     bint exports_take(uint64_t *)
     void exports_drop(uint64_t *)
     bint exports_closed(const uint64_t *)
-    bint exports_hold(uint64_t *)
-    void exports_unhold(uint64_t *)
-    void exports_close_held(uint64_t *)
+    bint exports_close(uint64_t *)
 
 
 cdef extern from "Python.h":
@@ -72,7 +71,6 @@ cdef class _Memory:
     cdef Py_ssize_t nbytes, stride
 
     def __cinit__(self, arena, nbytes, count, align):
-        cdef Py_ssize_t n, blocks
         if not isinstance(arena, _core.Arena):
             raise TypeError(f"an arena.Arena is wanted, not {type(arena).__name__}")
         try:
@@ -122,6 +120,7 @@ cdef class _Memory:
         raise ValueError(f"block {index} is not taken: it was put back before")
 
     cdef close(self):
+        cdef uint32_t first = POOL_NONE
         cdef bint lost = False
         if exports_closed(&self.exports):
             return
@@ -130,12 +129,14 @@ cdef class _Memory:
                 self.adopt()
             except RuntimeError:
                 lost = True
-        if not exports_hold(&self.exports):
-            raise BufferError("a view of a block is exported (or the pool is being closed): drop it before close()")
-        if not lost and not pool_close(self.c):
-            exports_unhold(&self.exports)
-            raise BufferError("some blocks are taken: put() them back before close()")
-        exports_close_held(&self.exports)
+        if not lost:
+            first = pool_close(self.c)
+            if first == POOL_NONE:
+                raise BufferError("some blocks are taken: put() them back before close()")
+        if not exports_close(&self.exports):
+            if not lost:
+                pool_reopen(self.c, first)
+            raise BufferError("a view of a block is exported: drop it before close()")
         PyBuffer_Release(&self.view)
         self.block.free()
 
@@ -143,10 +144,11 @@ cdef class _Memory:
 @cython.final
 @cython.no_gc
 cdef class PoolBlock:
-    """A block of a :class:`Pool`: a writable buffer of bytes, handed out by take() again and again. ``with`` puts it back.
+    """A block of a :class:`Pool`: a writable buffer of bytes, handed out by take() again and again. ``with`` puts it
+    back.
 
-    Views of it may be made once and kept: an array over a block is good whenever the block is taken. What somebody reads
-    or writes through a view after put() is the next taker's, which no pool can see.
+    Views of it may be made once and kept: an array over a block is good whenever the block is taken. What somebody
+    reads or writes through a view after put() is the next taker's, which no pool can see.
     """
     cdef _Memory memory
     cdef char *ptr
@@ -205,8 +207,8 @@ cdef class PoolBlock:
 cdef class Pool:
     """A fixed number of equal blocks of an arena, made in advance and handed out again and again.
 
-    take() and put() allocate nothing, make no system call, and take no lock: with one thread that takes and one that puts
-    both are wait-free, with more of either lock-free, also on free-threaded CPython. (Elsewhere the GIL is a lock
+    take() and put() allocate nothing, make no system call, and take no lock: with one thread that takes and one that
+    puts both are wait-free, with more of either lock-free, also on free-threaded CPython. (Elsewhere the GIL is a lock
     by itself.) The block put back last is taken first. A block that is dropped and not put back stays taken.
 
     The memory is as present, locked, huge and aligned as the arena makes it, and the arena cannot be closed or reset
@@ -222,8 +224,8 @@ cdef class Pool:
     count
         How many, from 1 to 16,777,214.
     align
-        The alignment of each block in bytes: a power of two, up to the arena's chunk. By default a cache line, so that no
-        two blocks share one.
+        The alignment of each block in bytes: a power of two, up to the arena's chunk. By default a cache line, so that
+        no two blocks share one.
 
     Raises as Arena.alloc(), which gives the memory in one piece.
     """
@@ -270,8 +272,8 @@ cdef class Pool:
         return None
 
     def put(self, PoolBlock block not None):
-        """Give a taken block back. ValueError if it is another pool's, or was put back before. (That it was put back, and
-        has been taken by somebody else since, cannot be told.)"""
+        """Give a taken block back. ValueError if it is another pool's, or was put back before. (That it was put back,
+        and has been taken by somebody else since, cannot be told.)"""
         if block.memory is not self.memory:
             raise ValueError("the block is another pool's")
         self.memory.put(block.index)

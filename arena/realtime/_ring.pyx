@@ -55,8 +55,8 @@ cdef extern from "Python.h":
     Py_ssize_t PyNumber_AsSsize_t(object, void *) except? -1
 
 
-# Bytes from which on others may run while they are copied: 20 µs, of which giving the GIL away and getting it back would
-# else be much.
+# Bytes from which on others may run while they are copied: some 50 µs, of which giving the GIL away and getting it back
+# is little.
 cdef uint64_t MANY = 1 << 20
 
 
@@ -99,11 +99,12 @@ cdef as_exception(int rc, arena_error *e):
 @cython.final
 @cython.no_gc
 cdef class Ring:
-    """A ring buffer of bytes for one thread that writes and one that reads, in memory that is mapped twice, one copy after
-    the other, so that every window is contiguous: nothing is ever split at the end.
+    """A ring buffer of bytes for one thread that writes and one that reads, in memory that is mapped twice, one time
+    after the other, so that every window is contiguous: nothing is ever split at the end.
 
-    All of it is present, in both mappings, before the constructor returns. Reading and writing is wait-free and makes no
-    system call. Each side has to be one thread at a time; two that write at once spoil the data, and nothing else.
+    All of it is present, in both mappings, before the constructor returns. Reading and writing is wait-free and makes
+    no system call; copies of more than 1 MiB give the GIL away meanwhile. Each side has to be one thread at a time; two
+    that write at once spoil the data, and nothing else.
 
     The ring is a buffer by itself, of ``2 * nbytes``: make a view or array of it once (``memoryview(ring)``,
     ``np.frombuffer(ring)``), and the next window begins at ``write_position % nbytes``, or ``read_position % nbytes``.
@@ -183,7 +184,7 @@ cdef class Ring:
         return n
 
     def readinto(self, buffer):
-        """Move as much out of the ring into ``buffer``, which is writable, as there is and fits. The number of bytes."""
+        """Move as much out of the ring as there is and fits into ``buffer``, which is writable. The number of bytes."""
         cdef Py_buffer view
         cdef uint64_t n
         PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
@@ -198,8 +199,8 @@ cdef class Ring:
         return n
 
     def write_view(self, nbytes=None):
-        """A window of ``nbytes`` to write to (by default all that are free): a new memoryview. produced() says how much of
-        it was written. ValueError if not that many are free."""
+        """A window of ``nbytes`` to write to (by default all that are free): a new memoryview. produced() says how much
+        of it was written. ValueError if not that many are free."""
         cdef uint64_t room = self.writable
         return self.window(self.write_position, nbytes, room, "free")
 
