@@ -23,6 +23,8 @@ from arena.bench import _calls, claims, huge_pages, mappings, populate, report, 
 from arena.bench.mappings import ARENA, MIB, TYPES, Machine, MappingType, NotHereError
 from arena.bench.table import Row, Table
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 Bench = Callable[..., tuple[int, str, str]]
 
 PRIVATE_4K = MappingType("private", "Anon 4 KiB")

@@ -19,6 +19,8 @@ from arena.bench import _calls, latency_report, pressure
 from arena.bench.cycles import Samples
 from arena.bench.latency_report import Row
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 COMMAND = [sys.executable, "-m", "arena", "bench", "latency", "--quick", "--seconds", "0.05"]
 
 

@@ -23,6 +23,8 @@ from arena import doctor
 from arena.doctor.finding import USES, VERDICTS
 from arena.doctor.judge import blocked
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 HERE = Path(__file__).resolve().parent
 
 

@@ -25,6 +25,8 @@ from arena.doctor.mend import Mend
 from arena.doctor.place import Place, Signs, place_of
 from arena.doctor.render import as_json, as_text
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 MIB, GIB = 1 << 20, 1 << 30
 EVERY: tuple[Use | None, ...] = (None, *USES)
 V1 = "/sys/fs/cgroup/memory/box/memory.limit_in_bytes"

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from example import row, run_example
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 pytest.importorskip("numpy", reason="NumPy is not installed")
 
 

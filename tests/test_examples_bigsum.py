@@ -18,6 +18,8 @@ np = pytest.importorskip("numpy", reason="NumPy is not installed")
 
 from arena.examples import bigsum  # noqa: E402  (it ends the program where there is no NumPy)
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 MIB = 1 << 20
 WAYS = [bigsum.by_arena, bigsum.by_fromfile, bigsum.by_memmap]
 

@@ -19,6 +19,8 @@ np = pytest.importorskip("numpy", reason="NumPy is not installed")
 from arena.examples import frames  # noqa: E402  (it ends the program where there is no NumPy)
 from arena.examples._ring import SLOTS  # noqa: E402
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 SHAPE = (32, 48)  # height and width
 
 

@@ -16,6 +16,8 @@ np = pytest.importorskip("numpy", reason="NumPy is not installed")
 
 from arena.examples import prefetch  # noqa: E402  (it ends the program where there is no NumPy)
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 SHAPE = (3, 16, 16)
 BATCH = 10
 BYTES = BATCH * 4 * 3 * 16 * 16 + 128  # of a batch and its labels

@@ -15,6 +15,8 @@ import os, sys, threading
 from arena import Arena, CommitError, LockError, Reservation
 from arena.realtime import lock_memory, unlock_memory
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 def status(key):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key + ":"))
 

@@ -24,6 +24,8 @@ from measure import PAGE, PRESENT, faults_writing, minor_faults, pagemap
 import arena
 from arena import CommitError
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 np: Any = pytest.importorskip("numpy", reason="NumPy is not installed")
 memmap: Any = arena.memmap
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from arena import Arena, ArenaFullError, Block
+
+pytestmark = pytest.mark.slow  # the same on every CPython
 
 KIB = 1024
 SIZE = 4 << 20

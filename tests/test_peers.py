@@ -17,6 +17,8 @@ from machine import HUGE, MIB
 
 from arena import Arena, CommitError, Reservation
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

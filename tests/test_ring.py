@@ -25,6 +25,8 @@ from test_pool import allocations, in_threads, nothing
 from arena import CommitError, ReserveError
 from arena.realtime import Ring
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 PYTHONS_OWN = 8  # faults at most of the interpreter's own memory after a fork, see test_fork.py
 
 

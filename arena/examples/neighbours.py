@@ -129,7 +129,7 @@ def numpy(a: Arena) -> str:
     import numpy as np
 
     block = a.alloc(8000)
-    np.frombuffer(block, "f8")[:] = 1.5
+    np.frombuffer(memoryview(block), "f8")[:] = 1.5
     array = np.from_dlpack(block).view("f8")  # holds an export, as np.frombuffer(block) does; read-only before NumPy 2
     return f"the sum of {array.size} numbers is {array.sum()}"
 
