@@ -21,6 +21,8 @@ from measure import descriptor_behind, faults_writing, minor_faults, rss
 
 from arena import Arena, CommitError, Reservation, ReserveError
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 PAGE = mmap.PAGESIZE
 
 # What is asked for; DISK, SHM and HUGETLBFS stand for directories.

@@ -19,7 +19,10 @@ BLOCKS: list[tuple[str, str]] = (
 )
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 
-pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README beside these tests")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not README.exists(), reason="there is no README beside these tests"),
+]
 
 
 def missing_packages(code: str) -> list[str]:
