@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import run_child
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 BALLOON = """
 import sys
 from arena.examples import balloon
-
-pytestmark = pytest.mark.slow  # the same on every CPython
 sys.argv = ["balloon", "--limit", "64MiB", "--seconds", "1", "--seed", "5", *ARGUMENTS]
 sys.exit(balloon.main())
 """

@@ -10,12 +10,12 @@ import pytest
 from conftest import MIB, run_child
 from test_lock import limited
 
+pytestmark = pytest.mark.slow  # the same on every CPython
+
 HELP = """
 import os, sys, threading
 from arena import Arena, CommitError, LockError, Reservation
 from arena.realtime import lock_memory, unlock_memory
-
-pytestmark = pytest.mark.slow  # the same on every CPython
 
 def status(key):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key + ":"))
