@@ -294,8 +294,13 @@ int os_mlock_present(void *addr, size_t bytes) {
         for (; from < pages; from = to + 1) {
             for (to = from; to < pages && there[to] & 1; to++) {
             }
-            int rc = to > from ? os_mlock(at + from * OS_PAGE, (to - from) * OS_PAGE) : 0;
+            if (to == from) continue;
+            char *first = at + from * OS_PAGE;
+            size_t nbytes = (to - from) * OS_PAGE;
+            int rc = os_mlock(first, nbytes);
             if (rc) return rc;
+            /* As mlock(2) without MLOCK_ONFAULT: what a fork has made copy-on-write is our own again. */
+            if (!os_features()->populate || os_populate(first, nbytes, true)) os_touch(first, nbytes, OS_PAGE, true);
         }
     }
     return 0;

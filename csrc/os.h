@@ -81,7 +81,8 @@ int os_remove(void *addr, size_t bytes);
  * -EPERM: RLIMIT_MEMLOCK is 0. The kernel locks whole ranges of address space, populated or not, and counts them so. */
 int os_mlock(void *addr, size_t bytes);
 int os_munlock(void *addr, size_t bytes);
-/* The same for the parts of private anonymous memory that are present. */
+/* The same for the parts of private anonymous memory that are present, whose pages are then this process's own: after a
+ * fork they were copy-on-write. */
 int os_mlock_present(void *addr, size_t bytes);
 /* mlock(2), which also populates what can be: what cannot, as beyond the end of a file, is left out. */
 void os_mlock_whole(void *addr, size_t bytes);

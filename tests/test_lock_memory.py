@@ -237,6 +237,51 @@ def test_a_forks_child_inherits_none(run: Callable[..., str]) -> None:
     )
 
 
+def test_what_a_fork_made_copy_on_write_is_our_own_after_another_call(run: Callable[..., str]) -> None:
+    """The interpreter's pages and the bookkeeping of arenas; what is committed with fork="drop" never was."""
+    run(
+        """
+        import gc
+        from arena import PageFaultError
+        from arena.realtime import no_page_faults
+
+        a = Arena("64GiB", fork="drop", lock=True)
+        a.warm("8MiB")
+        gc.disable()
+        ones = bytes(256)
+
+        def cycle():
+            view = memoryview(a.alloc("1MiB", grow=False))
+            view[::4096] = ones
+
+        def fork():
+            if (child := os.fork()) == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+
+        lenient, strict = no_page_faults(allow_minor=1 << 20), no_page_faults()
+        lock_memory()
+        for _ in range(3):
+            for guard in (*[lenient] * 200, strict):
+                with guard:
+                    cycle()
+            fork()
+            try:
+                with strict:
+                    cycle()
+            except PageFaultError:
+                pass
+            else:
+                raise AssertionError("the fork has made nothing copy-on-write")
+            fork()
+            with lock_memory():
+                pass
+            with strict:
+                cycle()
+        """
+    )
+
+
 @pytest.mark.parametrize("memlock", [0, 64 * 1024, 8 * MIB])
 def test_a_limit_that_is_too_small_says_what_to_do_and_locks_nothing(memlock: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
