@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
+import mmap
 import resource
 import time
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +13,9 @@ from . import _calls
 from .pressure import fork_once
 from .ways import Way
 
-__all__ = ["LIVE", "Samples", "quiet", "turn"]
+__all__ = ["LIVE", "PAGE", "Samples", "turn"]
 
+PAGE = mmap.PAGESIZE
 KEPT = (0, 1, 2, 3, 2, 1)  # buffers that are live beside the cycle's own, cycle by cycle
 LIVE = max(KEPT) + 1
 SETTLE = len(KEPT)  # cycles of a turn that are not counted: all of the buffers have been there once
@@ -32,48 +31,40 @@ class Samples:
     cycle_faults: int = 0
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the garbage collector, and with what there is already out of its sight."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if enabled:
-            gc.enable()
-
-
 def faults() -> int:
     usage = resource.getrusage(resource.RUSAGE_THREAD)
     return usage.ru_minflt + usage.ru_majflt
 
 
-def turn(way: Way, size: int, page: int, cycles: int, period: int, forks: bool, into: Samples) -> None:
-    """So many cycles of one way, after some to settle. ``page``: as for _calls.write(). A ``period`` of 0: at once.
+def turn(way: Way, size: int, page: int, cycles: int, period: int, forks: bool, into: Samples) -> float:
+    """So many cycles of one way, after some to settle, and, with ``forks``, after a fork; how many seconds they took.
 
-    The two clock readings around take, write and give are Python's: the same for every way, about 0.1 us.
+    ``page``: as for _calls.write(). A ``period`` of 0: one cycle after the other. A buffer that is kept has a byte of
+    each page written when it is taken, and read before it is given back. The two clock readings around take, write and
+    give are Python's: the same for every way, about 0.1 us.
     """
     wake, memory = array("q", bytes(8 * cycles)), array("q", bytes(8 * cycles))
-    take, give, write, clock = way.take, way.give, _calls.write, time.monotonic_ns
+    take, give, write, read, clock = way.take, way.give, _calls.write, _calls.touch, time.monotonic_ns
     kept: list[Any] = []
     in_buffers = before = 0
     try:
         with way.ready():
-            if forks:
-                fork_once()
-            deadline = clock() + period
+            began = clock()
+            deadline = began + period
             for i in range(-SETTLE, cycles):
                 if i == 0:
+                    if forks:
+                        fork_once()
+                        way.after_fork()
                     in_buffers, before = 0, faults()
+                    began = clock()
+                    deadline = began + period
                 while len(kept) > KEPT[i % len(KEPT)]:
+                    read(kept[0], PAGE, reading=True, writing=False)
                     give(kept.pop(0))
                 while len(kept) < KEPT[i % len(KEPT)]:
                     kept.append(take(size))
-                    in_buffers += write(kept[-1], 4096, 1)
+                    in_buffers += write(kept[-1], PAGE, 1)
                 if period:
                     _calls.sleep_until(deadline)
                     late = clock() - deadline
@@ -91,6 +82,7 @@ def turn(way: Way, size: int, page: int, cycles: int, period: int, forks: bool, 
                 if i >= 0:
                     wake[i], memory[i] = late, taken
             in_all = faults() - before
+            took = clock() - began
     finally:
         while kept:
             give(kept.pop())
@@ -98,3 +90,4 @@ def turn(way: Way, size: int, page: int, cycles: int, period: int, forks: bool, 
     into.memory.extend(memory)
     into.buffer_faults += in_buffers
     into.cycle_faults += in_all
+    return took / 1e9

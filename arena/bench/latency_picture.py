@@ -14,7 +14,7 @@ __all__ = ["draw"]
 COLOURS = {"arena": "#e07b28", "memset": "#222222", "bytearray": "#b4bfcc", "np.empty": "#2f6db3"}
 
 
-def draw(rows: Sequence[Row], path: Path, title: str) -> None:
+def draw(path: Path, rows: Sequence[Row], title: str) -> None:
     """The memory part of the paced cycles, as a PNG or SVG file."""
     paced = [row for row in rows if row.paced]
     pressures = list(dict.fromkeys(row.pressure for row in paced))

@@ -22,7 +22,7 @@ FARTHEST = 1.6  # where a longer bar is cut; the number beside it says how long 
 NUMBERS = 2.0  # where the numbers end
 
 
-def draw(here: Table, then: Table, path: Path, machine: str) -> None:
+def draw(path: Path, here: Table, then: Table, machine: str) -> None:
     """The mappings of the largest size, as a PNG or SVG file."""
     size = here.largest
     sharings = [sharing for sharing in ("private", "shared") if any(kind.sharing == sharing for kind in here.kinds)]

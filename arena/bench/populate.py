@@ -14,7 +14,7 @@ from pathlib import Path
 from ..draw import ProgressBar
 from ..errors import amount
 from ..sizes import parse_size
-from . import huge_pages, report, table
+from . import files, huge_pages, report, table
 from .mappings import TYPES, Machine, MappingType
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reserve-hugepages", action="store_true", help="as root: add 2 MiB huge pages to the pool for the run"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it to FILE, with every run")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table to FILE")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it, as FILE.png or FILE.svg")
+    files.add_arguments(parser)
 
 
 def sizes_of(args: argparse.Namespace) -> list[int]:
@@ -69,20 +67,11 @@ def kinds_of(args: argparse.Namespace) -> list[MappingType]:
     return [kind for kind in TYPES if not args.only or any(t.lower() in str(kind).lower() for t in args.only)]
 
 
-def check_files(args: argparse.Namespace) -> None:
-    """What is found out after ten minutes is found out too late."""
-    for path in (args.json, args.csv, args.picture):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise argparse.ArgumentTypeError(f"cannot write {path}: there is no folder {path.absolute().parent}")
-    if args.picture is not None and args.picture.suffix not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"--picture {args.picture}: a name that ends in .png or .svg is wanted")
-
-
 def run(args: argparse.Namespace) -> int:
     if args.runs < 1:
         raise argparse.ArgumentTypeError(f"--runs must be 1 or more, not {args.runs}")
     sizes, kinds = sizes_of(args), kinds_of(args)
-    check_files(args)
+    files.check(args)
     about = report.machine()
     where = "in a virtual machine, " if about["virtual"] else ""
     print(f"{about['cpu']}, {where}Linux {about['kernel']}; {args.runs} runs, interleaved")
@@ -91,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
         if args.reserve_hugepages and any(kind.huge for kind in kinds):
             print(add_huge_pages(stack, sizes[-1]))
         machine = stack.enter_context(Machine(args.dir))
-        files = [b for b in ("tmpfs", "file", "hugetlbfs") if any(kind.backing == b for kind in kinds)]
-        places = [f"{backing}: {said}" for backing in files if (said := machine.describe(backing))]
+        backings = [b for b in ("tmpfs", "file", "hugetlbfs") if any(kind.backing == b for kind in kinds)]
+        places = [f"{backing}: {said}" for backing in backings if (said := machine.describe(backing))]
         if places:
             print("; ".join(places))
         stack.callback(bar.clear)
@@ -104,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(report.as_json(here, then, about), encoding="utf-8")
     if args.picture is not None:
-        draw_picture(here, then, args.picture, f"{about['cpu']}, {where}Linux {about['kernel']}")
+        files.draw("picture", args.picture, here, then, f"{about['cpu']}, {where}Linux {about['kernel']}")
     return 0
 
 
@@ -120,14 +109,3 @@ def add_huge_pages(stack: contextlib.ExitStack, largest: int) -> str:
             f"{got} huge pages added for this run, of {want}: memory is scattered (or short); after a reboot it is not"
         )
     return f"{got} huge pages added for this run"
-
-
-def draw_picture(here: table.Table, then: table.Table, path: Path, machine: str) -> None:
-    try:
-        from . import picture
-    except ImportError as error:
-        if error.name is None or error.name.partition(".")[0] != "matplotlib":
-            raise
-        print(f"\nno picture: Matplotlib is not installed (pip install 'sparse-arena[bench]'), so there is no {path}")
-        return
-    picture.draw(here, then, path, machine)

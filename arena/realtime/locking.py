@@ -78,7 +78,9 @@ def lock_memory(current: bool = True, future: bool = True, on_fault: bool = Fals
 
     Calls nest: unlock_memory() ends the last, and the end of a ``with`` its own. A fork's child inherits no locks, and
     in the parent it makes each private page fault at the next write: another call without ``on_fault``, a nested one
-    too, makes them its own again (but for what arenas have committed, see ``fork=``). An mlockall(2) by somebody else populates reservations whole; ours does not. Without CAP_IPC_LOCK the kernel counts
+    too, makes them its own again (but for what arenas have committed, see ``fork=``).
+
+    An mlockall(2) by somebody else populates reservations whole; ours does not. Without CAP_IPC_LOCK the kernel counts
     what is mapped under ``future`` whole, so make arenas before.
 
     Raises LockError (an OSError), which says what RLIMIT_MEMLOCK allows and how to raise it; then nothing of this call
