@@ -182,8 +182,8 @@ def for_reserve(err: int, op: str, where: str, page: int, overcommit: int) -> st
         return "files of this kind cannot be mapped (a folder, pipe or socket, or a file system without mmap)"
     if err == _errno.EAGAIN:
         return (
-            "mlockall(MCL_FUTURE) is on, or the file is memfd_secret, and RLIMIT_MEMLOCK is smaller than the "
-            "reservation: raise it (ulimit -l)"
+            "memfd_secret, and pages of the hugetlb pool under mlockall(MCL_FUTURE), count whole for RLIMIT_MEMLOCK: "
+            "raise it (ulimit -l), reserve before the lock, or reserve less"
         )
     if err == _errno.ENOMEM and overcommit == 2:
         return "vm.overcommit_memory=2 refuses it: raise vm.overcommit_ratio, or reserve less"

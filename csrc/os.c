@@ -19,6 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "os_file.h"
+
 /* Values of the kernel's ABI that older libc headers lack. */
 #define ADVICE_POPULATE_READ 22
 #define ADVICE_POPULATE_WRITE 23
@@ -172,19 +174,55 @@ static int map_fixed(const struct os_mapping *what, void *addr, size_t bytes, ui
     return at == MAP_FAILED ? -errno : 0;
 }
 
+/* Without CAP_IPC_LOCK mmap(2) counts all that it maps under mlockall(MCL_FUTURE), and says EAGAIN: but mremap(2) does not
+ * count what an unlocked mapping grows by. To `at`, or with NULL to anywhere. */
+static void *map_grown(const struct os_mapping *what, void *at, size_t bytes) {
+    void *page = mmap(NULL, OS_PAGE, PROT_NONE, flags_of(what), what->fd, 0), *grown = MAP_FAILED;
+    if (page == MAP_FAILED) return page;
+    if (munlock(page, OS_PAGE) == 0) grown = mremap(page, OS_PAGE, bytes, MREMAP_MAYMOVE | (at ? MREMAP_FIXED : 0), at);
+    int failed = errno;
+    if (grown == MAP_FAILED) munmap(page, OS_PAGE);
+    errno = failed;
+    return grown;
+}
+
+/* Shared anonymous memory is a file that does not grow with its mapping: so it is one of ours, that has its size. Pages of
+ * the hugetlb pool cannot be had in this way, and memfd_secret is to be counted. */
+static int map_shared_grown(const struct os_mapping *what, void *addr, size_t bytes) {
+    struct os_mapping file = *what;
+    struct os_file found;
+    if (what->device || what->hugetlb) return -EAGAIN;
+    int rc = what->fd < 0 ? os_memfd("arena", 0, &file.fd) : 0;
+    if (rc) return rc;
+    if (what->fd < 0)
+        rc = os_truncate(file.fd, bytes);
+    else if ((rc = os_file_look(file.fd, &found)) == 0 &&
+             (found.type == OS_FILE_HUGETLBFS || found.type == OS_FILE_OTHER))
+        rc = -EAGAIN;
+    if (rc == 0 && map_grown(&file, addr, bytes) == MAP_FAILED) rc = -errno;
+    if (what->fd < 0) os_close_file(file.fd);
+    return rc;
+}
+
 int os_reserve(const struct os_mapping *what, size_t bytes, size_t align, void **out, bool *lazy) {
     size_t span = bytes + (align > OS_PAGE ? align : 0);
     if (span < bytes) return -ENOMEM;
     char *raw = map_none(span);
+    bool counted = raw == MAP_FAILED && errno == EAGAIN;
+    if (counted) raw = map_grown(&os_anonymous, NULL, span);
     if (raw == MAP_FAILED) return -errno;
     char *base = (char *)(((uintptr_t)raw + align - 1) & ~(uintptr_t)(align - 1));
     if (base > raw) munmap(raw, (size_t)(base - raw));
     if (raw + span > base + bytes) munmap(base + bytes, (size_t)(raw + span - (base + bytes)));
     int prot = PROT_READ | (what->readonly ? 0 : PROT_WRITE), rc = 0;
-    if (what->fd >= 0 || what->shared || what->hugetlb)
-        rc = map_fixed(what, base, bytes, 0, what->device ? prot : PROT_NONE);
-    /* Under mlockall(MCL_FUTURE) a range made writable is populated whole at once, unless it was unlocked before. */
+    /* Under mlockall(MCL_FUTURE) a range made writable is populated whole at once, unless it was unlocked before. And once
+     * more, for the limit that the first mapping counts against. */
     (void)munlock(base, bytes);
+    if (what->fd >= 0 || what->shared || what->hugetlb) {
+        rc = map_fixed(what, base, bytes, 0, what->device ? prot : PROT_NONE);
+        if (rc == -EAGAIN && counted) rc = map_shared_grown(what, base, bytes);
+        (void)munlock(base, bytes);
+    }
     bool may_be_lazy = !what->shared && !what->readonly && !what->device;
     *lazy = may_be_lazy && !what->hugetlb && os_overcommit_mode() == 2;
     if (rc == 0 && !*lazy && !what->device && mprotect(base, bytes, prot) < 0) {

@@ -51,8 +51,8 @@ extern const struct os_mapping os_anonymous;
 /* Reserves address space without memory or (outside overcommit mode 2) commit charge, at a multiple of align.
  * *lazy on return: pages are PROT_NONE and os_open has to be called before they are populated; chosen, for private
  * writable mappings, in overcommit mode 2 and where RLIMIT_DATA forbids the whole range.
- * -ENOMEM: address space (RLIMIT_AS) or overcommit. -EAGAIN: RLIMIT_MEMLOCK under mlockall(MCL_FUTURE), or a file whose
- * pages are always locked. -EACCES, -EPERM, -ENODEV, …: the file does not allow it, as mmap(2). */
+ * -ENOMEM: address space (RLIMIT_AS) or overcommit. -EAGAIN: RLIMIT_MEMLOCK, for pages of the hugetlb pool under
+ * mlockall(MCL_FUTURE) and for a file whose pages are always locked. -EACCES, -EPERM, -ENODEV, …: the file does not allow it, as mmap(2). */
 int os_reserve(const struct os_mapping *what, size_t bytes, size_t align, void **out, bool *lazy);
 int os_unmap(void *addr, size_t bytes);
 /* Lazy ranges: may be populated from now on; charged in overcommit mode 2 (-ENOMEM when that is refused). */

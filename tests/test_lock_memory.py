@@ -5,15 +5,17 @@ from __future__ import annotations
 import resource
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
+import machine
 import pytest
 from conftest import MIB, run_child
-from test_lock import limited
+from test_lock import KINDS, limited
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
 HELP = """
-import os, sys, threading
+import mmap, os, sys, threading
 from arena import Arena, CommitError, LockError, Reservation
 from arena.realtime import lock_memory, unlock_memory
 
@@ -317,6 +319,64 @@ def test_a_limit_that_is_too_small_says_what_to_do_and_locks_nothing(memlock: in
     assert done.returncode == 0, done.stderr
     for word in ("RLIMIT_MEMLOCK", "limits.conf", "LimitMEMLOCK=", "--ulimit memlock", "IPC_LOCK", "securityContext"):
         assert word in done.stdout
+
+
+LIMITED = """
+MIB = 1 << 20
+ones = b"1" * (2 * MIB)
+lock_memory(current=False)
+try:
+    mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+except (OSError, MemoryError):
+    pass
+else:
+    raise SystemExit("more can be mapped than may be locked")
+"""
+
+
+def test_what_is_made_later_counts_by_what_is_committed(tmp_path: Path) -> None:
+    """Without CAP_IPC_LOCK, where mmap(2) says EAGAIN to anything larger than the limit."""
+    code = """
+    for options in KINDS:
+        with Reservation("64GiB", **options) as r:
+            before, rss = locked(), status("VmRSS")
+            r.commit("2MiB")
+            with r.view("2MiB") as view:
+                view[:] = ones
+            assert r.residency().locked == 2 * MIB, (options, r.residency())
+            assert 2 * MIB <= locked() - before <= 2 * MIB + 65536, options  # and its page maps
+            assert status("VmRSS") - rss < 3 * MIB, options
+            try:
+                r.commit("32MiB")
+            except CommitError as error:
+                assert error.op == "mlock" and "RLIMIT_MEMLOCK" in str(error), error
+            else:
+                raise SystemExit(f"{options}: 32 MiB locked, of 8 allowed")
+            r.release()
+            assert locked() - before <= 65536, options
+    a = Arena("64GiB", fork="drop")
+    block = a.alloc("1MiB")
+    block[0] = 1
+    assert a.residency().locked == a.stats().committed == 2 * MIB
+    """
+    kinds = [{**kind, "path": str(tmp_path)} if "path" in kind else kind for kind in KINDS]
+    code = LIMITED + textwrap.dedent(code).replace("KINDS", repr(kinds))
+    done = run_child(HELP + code, preexec=limited(8 * MIB))
+    assert done.returncode == 0, done.stderr
+
+
+def test_huge_pages_of_the_pool_have_to_be_mapped_before() -> None:
+    code = """
+    try:
+        Reservation("64MiB", pages="2M")
+    except OSError as error:
+        assert "RLIMIT_MEMLOCK" in str(error), error
+    else:
+        raise SystemExit("the kernel has learned to grow mappings of huge pages")
+    """
+    with machine.huge_pages(4):
+        done = run_child(HELP + LIMITED + textwrap.dedent(code), preexec=limited(8 * MIB))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_nested_lock_that_fails_leaves_the_outer_one(run: Callable[..., str]) -> None:

@@ -83,7 +83,7 @@ def _mlockall(f: Facts) -> Finding:
                 "does populate them."
             )
             return Finding("locking", name, value, "good", reason)
-        reason = "A reservation counts whole against RLIMIT_MEMLOCK at the moment when it is made."
+        reason = "What is mapped counts whole against RLIMIT_MEMLOCK; of an arena only what it commits does."
         verdict: Verdict = "blocks you" if f.lockable < CHUNK else "limits you"
         return Finding("locking", name, value, verdict, reason, mend.memlock(f.place, f.hard("RLIMIT_MEMLOCK")))
     if locked and f.process.size and locked * 10 >= f.process.size * 9:

@@ -80,8 +80,9 @@ def lock_memory(current: bool = True, future: bool = True, on_fault: bool = Fals
     in the parent it makes each private page fault at the next write: another call without ``on_fault``, a nested one
     too, makes them its own again (but for what arenas have committed, see ``fork=``).
 
-    An mlockall(2) by somebody else populates reservations whole; ours does not. Without CAP_IPC_LOCK the kernel counts
-    what is mapped under ``future`` whole, so make arenas before.
+    An mlockall(2) by somebody else populates reservations whole; ours does not, neither those that are there nor those
+    made later. Against RLIMIT_MEMLOCK what is committed counts; only pages of the hugetlb pool count whole when they
+    are reserved under ``future`` without CAP_IPC_LOCK: reserve those before.
 
     Raises LockError (an OSError), which says what RLIMIT_MEMLOCK allows and how to raise it; then nothing of this call
     is locked.
