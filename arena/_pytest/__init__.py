@@ -1,7 +1,7 @@
 """The pytest plugin: a marker and a fixture for code that must not page-fault.
 
-A module of its own, and not of the package ``arena``, because pytest loads it in every run: it imports nothing of arena
-before a test asks for it.
+It is installed as ``pytest_arena``, and not in the package ``arena``, because pytest loads it in every run: it imports
+nothing of arena before a test asks for it.
 """
 
 from __future__ import annotations
