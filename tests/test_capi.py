@@ -6,19 +6,14 @@ import array
 import ctypes
 import errno
 import gc
-import importlib.util
-import os
 import random
-import shutil
-import subprocess
-import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from compiled import cython, load, need_a_compiler
 from conftest import MIB, minor_faults
 
 import arena
@@ -50,38 +45,6 @@ int histogram_at(struct histogram *, const struct arena_api *, arena *, const vo
 int histogram_add(struct histogram *, const uint32_t *values, size_t n);
 int histogram_close(struct histogram *);
 """
-
-SETUP = """
-import os
-
-import arena
-from Cython.Build import cythonize
-from setuptools import Extension, setup
-
-setup(
-    ext_modules=cythonize(
-        [Extension("scratch", ["scratch.pyx"], include_dirs=[arena.get_include()])],
-        # For an editable installation only, which Cython does not find by itself.
-        include_path=[os.path.dirname(os.path.dirname(arena.__file__))],
-    ),
-)
-"""
-
-
-def need_a_compiler() -> None:
-    compiler = (sysconfig.get_config_var("CC") or "gcc").split()[0]
-    if shutil.which(compiler) is None:
-        pytest.skip(f"there is no {compiler}")
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        pytest.skip("Python's headers are not installed")
-
-
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Table:
@@ -120,26 +83,7 @@ def c(tmp_path_factory: pytest.TempPathFactory) -> Table:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    pytest.importorskip("Cython", reason="there is no Cython here")
-    pytest.importorskip("setuptools", reason="there is no setuptools here")
-    need_a_compiler()
-    folder: Path = tmp_path_factory.mktemp("cython")
-    shutil.copy(EXAMPLES / "scratch.pyx", folder)
-    (folder / "setup.py").write_text(SETUP, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "CFLAGS": "-O0"},  # three times as fast to compile
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("scratch.*.so")
-    # Here and not in a child: a warning is an error, of types whose size is another than the .pxd's for one, and of a
-    # module that switches the GIL on.
-    return load("scratch", built)
+    return cython(tmp_path_factory.mktemp("cython"), "scratch", (EXAMPLES / "scratch.pyx").read_text(encoding="utf-8"))
 
 
 @pytest.fixture

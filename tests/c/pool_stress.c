@@ -4,22 +4,13 @@
  * Runs for ARENA_STRESS_SECONDS. */
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 
-#include "os.h"
 #include "pool.h"
+#include "stress.h"
 
 #define BLOCKS 7u
 #define THREADS 4u
-
-#define MUST(x)                                                     \
-    do {                                                            \
-        if (!(x)) {                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); \
-            exit(1);                                                \
-        }                                                           \
-    } while (0)
 
 static struct pool *pool;
 static uint64_t memory[BLOCKS][8]; /* plain: who has a block has it alone */
@@ -110,8 +101,7 @@ static void adopted(void) {
 }
 
 int main(void) {
-    const char *seconds = getenv("ARENA_STRESS_SECONDS");
-    uint64_t end = os_now_ns() + (uint64_t)(seconds ? atoi(seconds) : 5) * 1000000000u;
+    uint64_t end = stress_end();
     pool = pool_new(BLOCKS);
     MUST(!pthread_barrier_init(&together, NULL, THREADS));
     all_are_free(BLOCKS);

@@ -5,21 +5,11 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "mirror.h"
-#include "os.h"
 #include "ring.h"
-
-#define MUST(x)                                                     \
-    do {                                                            \
-        if (!(x)) {                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); \
-            exit(1);                                                \
-        }                                                           \
-    } while (0)
+#include "stress.h"
 
 static struct mirror mirror;
 static struct ring *ring;
@@ -88,8 +78,7 @@ static void open_ring(uint64_t bytes) {
 }
 
 int main(void) {
-    const char *seconds = getenv("ARENA_STRESS_SECONDS");
-    uint64_t end = os_now_ns() + (uint64_t)(seconds ? atoi(seconds) : 5) * 1000000000u, sizes[] = {1, 12288, 1 << 20};
+    uint64_t end = stress_end(), sizes[] = {1, 12288, 1 << 20};
     struct arena_error e;
     MUST(mirror_create(0, false, "none", &mirror, &e) == -EINVAL && strcmp(e.op, "size") == 0);
     MUST(mirror_create(UINT64_MAX, false, "none", &mirror, &e) == -EINVAL);

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from compiled import cython
 from neighbours._neighbour import faults_into, holds_an_export
-from test_capi import load, need_a_compiler
 
 from arena import Arena
 
@@ -36,34 +32,10 @@ cdef class Samples:
         return <uintptr_t>&self.values[0]
 """
 
-SETUP = """
-from Cython.Build import cythonize
-from setuptools import Extension, setup
-
-setup(ext_modules=cythonize([Extension("samples", ["samples.pyx"])]))
-"""
-
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    pytest.importorskip("Cython", reason="there is no Cython here")
-    pytest.importorskip("setuptools", reason="there is no setuptools here")
-    need_a_compiler()
-    folder: Path = tmp_path_factory.mktemp("samples")
-    (folder / "samples.pyx").write_text(SAMPLES.lstrip(), encoding="utf-8")
-    (folder / "setup.py").write_text(SETUP, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "CFLAGS": "-O0"},  # three times as fast to compile
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("samples.*.so")
-    return load("samples", built)
+    return cython(tmp_path_factory.mktemp("samples"), "samples", SAMPLES.lstrip())
 
 
 @pytest.fixture
