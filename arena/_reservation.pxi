@@ -336,7 +336,11 @@ cdef class Reservation:
         return self
 
     def __exit__(self, *exc):
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            if exc[0] is None:  # an exception in flight is not hidden, as in Arena
+                raise
 
     @property
     def size(self):

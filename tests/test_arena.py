@@ -419,17 +419,3 @@ def test_repr() -> None:
         b.free()
         assert "freed" in repr(b)
     assert "closed" in repr(a)
-
-
-def test_an_exception_in_flight_is_not_hidden_by_what_its_traceback_holds() -> None:
-    def work(a: Arena) -> None:
-        view = memoryview(a.alloc(100))
-        raise ZeroDivisionError(view[0])
-
-    with pytest.raises(ZeroDivisionError) as info, Arena("64MiB") as a:
-        work(a)
-    assert not a.closed and info.value.__context__ is None
-    with pytest.raises(BufferError), Arena("64MiB") as b:
-        view = memoryview(b.alloc(100))
-    del view, info
-    b.close()

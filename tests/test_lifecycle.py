@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+
+from arena import Arena, Reservation
+from arena.realtime import Pool, Ring
 
 PRELUDE = """
 import gc, sys
@@ -194,3 +198,34 @@ def test_a_finalizer_that_commits_while_the_interpreter_ends(child: Callable[...
         """
     )
     assert said == f"had {256 << 20}\n"
+
+
+def of_a_reservation(r: Reservation) -> memoryview:
+    r.commit()
+    return r.view()
+
+
+WITHS: dict[str, tuple[Callable[[], Any], Callable[[Any], memoryview]]] = {
+    "Arena": (lambda: Arena("64MiB"), lambda a: memoryview(a.alloc(100))),
+    "Reservation": (lambda: Reservation(4096), of_a_reservation),
+    "Pool": (lambda: Pool(Arena("64MiB"), 100, 2), lambda pool: memoryview(pool.blocks[0])),
+    "Ring": (lambda: Ring(4096), lambda ring: ring.write_view(10)),
+}
+
+
+@pytest.mark.parametrize("kind", WITHS)
+def test_an_exception_in_flight_is_not_hidden_by_what_its_traceback_holds(kind: str) -> None:
+    make, view_of = WITHS[kind]
+
+    def work(it: Any) -> None:
+        view = view_of(it)
+        raise ZeroDivisionError(view[0])
+
+    with pytest.raises(ZeroDivisionError) as info, make() as first:
+        work(first)
+    assert not first.closed and info.value.__context__ is None
+    with pytest.raises(BufferError), make() as second:
+        view = view_of(second)
+    view.release()
+    del view, info
+    second.close()

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import MIB, in_child, minor_faults
+from conftest import MIB, in_child
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from measure import steady_faults
 
 from arena import Arena, ArenaFullError
 from arena.realtime import Pool, PoolBlock
@@ -160,9 +161,8 @@ def test_no_fault() -> None:
     with Arena("64MiB", pages="4K") as a, Pool(a, "64KiB", 64) as pool:
         views = [memoryview(block) for block in pool.blocks]
         data = bytes(range(256)) * 256
-        counts = []
-        for _ in range(2):
-            before = minor_faults()
+
+        def cycle() -> None:
             for _ in itertools.repeat(None, 500):
                 block = pool.take()
                 views[block.index][:] = data
@@ -172,8 +172,8 @@ def test_no_fault() -> None:
                 views[block.index][:] = data
                 pool.put(block)
             cycles(pool, CYCLES)
-            counts.append(minor_faults() - before)
-        assert counts[1] == 0
+
+        assert steady_faults(cycle) == 0
         views.clear()
 
 

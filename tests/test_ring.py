@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIB, MIB, faults_writing, in_child, minor_faults, rss, run_child
+from conftest import GIB, MIB, faults_writing, in_child, rss, run_child
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from kernel import CANNOT, PAGE
 from machine import MemoryCgroup
+from measure import steady_faults
 from test_lock import limited, locked
 from test_pool import allocations, in_threads, nothing
 
@@ -182,9 +183,7 @@ def test_no_allocation_and_no_fault() -> None:
         objects, peak = allocations(cycles)
         of_nothing = allocations(nothing)
         assert objects <= of_nothing[0] and peak <= of_nothing[1]
-        before = minor_faults()
-        cycles(100_000)
-        assert minor_faults() - before == 0
+        assert steady_faults(lambda: cycles(20_000)) == 0
 
 
 # --- whose memory -----------------------------------------------------------------------------------------------------

@@ -310,7 +310,11 @@ cdef class Pool:
         return self
 
     def __exit__(self, *exc):
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            if exc[0] is None:  # an exception in flight is not hidden, as in Arena
+                raise
 
     def __repr__(self):
         if self.closed:
