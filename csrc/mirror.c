@@ -19,6 +19,8 @@ struct making {
     uint64_t span; /* the page and one mapping: the file's size */
     bool lock;
     const char *op;
+    arena_tick tick;
+    void *tick_arg;
 };
 
 static int allocate(void *self, char *at, uint64_t n) {
@@ -51,6 +53,8 @@ static int make_present(struct making *m, uint64_t bytes, struct preflight *pref
                              .costs = 1,
                              .prepare = allocate,
                              .prepare_arg = m,
+                             .tick = m->tick,
+                             .tick_arg = m->tick_arg,
                              .total = m->span,
                              .fork_count = &forks_count};
     struct populate second = first;
@@ -96,13 +100,15 @@ static void explain(const struct making *m, int rc, const struct preflight *pref
     }
 }
 
-int mirror_create(uint64_t bytes, bool lock, const char *name, struct mirror *out, struct arena_error *error) {
+int mirror_create(uint64_t bytes, bool lock, const char *name, arena_tick tick, void *arg, struct mirror *out,
+                  struct arena_error *error) {
     if (bytes == 0 || bytes > BYTES_MAX) {
         *error = (struct arena_error){.err = EINVAL, .op = "size", .requested = bytes, .available = UINT64_MAX};
         return -EINVAL;
     }
     bytes = (bytes + OS_PAGE - 1) & ~(uint64_t)(OS_PAGE - 1);
-    struct making m = {.file = {.fd = -1, .shared = true}, .span = OS_PAGE + bytes, .lock = lock};
+    struct making m = {
+        .file = {.fd = -1, .shared = true}, .span = OS_PAGE + bytes, .lock = lock, .tick = tick, .tick_arg = arg};
     struct preflight preflight;
     struct preflight_report report = {.available = UINT64_MAX};
     preflight_init(&preflight, 0, -1);

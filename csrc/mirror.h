@@ -16,8 +16,10 @@ struct mirror {
 };
 
 /* bytes: rounded up to pages. lock: mlocked. One mapping is enough for that, and counted: pages that are locked anywhere
- * are reclaimed nowhere. -errno, and nothing is left, with the step that failed in error->op; -EINVAL of "size". */
-int mirror_create(uint64_t bytes, bool lock, const char *name, struct mirror *out, struct arena_error *error);
+ * are reclaimed nowhere. tick: between the steps of populating, or NULL. -errno, and nothing is left, with the step that
+ * failed in error->op; -EINVAL of "size"; what tick said. */
+int mirror_create(uint64_t bytes, bool lock, const char *name, arena_tick tick, void *arg, struct mirror *out,
+                  struct arena_error *error);
 void mirror_destroy(struct mirror *m);
 
 #endif

@@ -6,6 +6,7 @@ import array
 import itertools
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -187,6 +188,25 @@ def test_no_allocation_and_no_fault() -> None:
 
 
 # --- whose memory -----------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_stops_the_making_of_one_and_nothing_is_left() -> None:
+    class Alarm(Exception):
+        pass
+
+    def handler(signum: int, frame: object) -> None:
+        raise Alarm
+
+    before, descriptors = signal.signal(signal.SIGALRM, handler), len(os.listdir("/proc/self/fd"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(Alarm):
+            Ring("1GiB", name="stopped")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not mapped("stopped")
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_close_waits_for_views() -> None:

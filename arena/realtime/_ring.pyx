@@ -6,14 +6,19 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.string cimport memmove
+
+import threading as _threading
 
 from .. import errors as _errors
 from ..sizes import parse_size
 
 
 cdef extern from "arena.h":
+    ctypedef int (*arena_tick)(void *arg, uint64_t done, uint64_t total) noexcept nogil
     cdef struct arena_error:
         const char *op
         uint64_t offset, requested, committed, available
@@ -24,7 +29,7 @@ cdef extern from "mirror.h" nogil:
     cdef struct mirror:
         char *base
         uint64_t bytes
-    int mirror_create(uint64_t, bint lock, const char *name, mirror *, arena_error *)
+    int mirror_create(uint64_t, bint lock, const char *name, arena_tick, void *arg, mirror *, arena_error *)
     void mirror_destroy(mirror *)
 
 
@@ -83,6 +88,15 @@ cdef bytes name_of(name):
     return name.encode()
 
 
+cdef int signals(void *arg, uint64_t done, uint64_t total) noexcept with gil:
+    try:
+        PyErr_CheckSignals()
+    except BaseException as caught:
+        (<list>arg).append(caught)
+        return -EINTR
+    return 0
+
+
 cdef as_exception(int rc, arena_error *e):
     op, where = e.op.decode(), e.where.decode("utf-8", "replace")
     numbers = {
@@ -136,8 +150,15 @@ cdef class Ring:
         cdef bint locked = bool(lock)
         cdef arena_error e
         cdef int rc
+        cdef list caught = []
+        cdef arena_tick tick = NULL
+        if _threading.get_ident() == _threading.main_thread().ident:  # others are not given signals by Python
+            tick = signals
         with nogil:
-            rc = mirror_create(n, locked, called, &self.m, &e)
+            rc = mirror_create(n, locked, called, tick, <void *>caught, &self.m, &e)
+        if caught:
+            mirror_destroy(&self.m)  # if the last step was done already
+            raise caught[0]
         if rc:
             raise as_exception(rc, &e)
         self.c = <ring *>self.m.base

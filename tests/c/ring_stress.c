@@ -72,7 +72,7 @@ static void both(void *(*one)(void *), void *(*other)(void *)) {
 
 static void open_ring(uint64_t bytes) {
     struct arena_error e;
-    MUST(mirror_create(bytes, false, "stress", &mirror, &e) == 0);
+    MUST(mirror_create(bytes, false, "stress", NULL, NULL, &mirror, &e) == 0);
     ring = (struct ring *)mirror.base;
     data = mirror.base + OS_PAGE;
 }
@@ -80,8 +80,8 @@ static void open_ring(uint64_t bytes) {
 int main(void) {
     uint64_t end = stress_end(), sizes[] = {1, 12288, 1 << 20};
     struct arena_error e;
-    MUST(mirror_create(0, false, "none", &mirror, &e) == -EINVAL && strcmp(e.op, "size") == 0);
-    MUST(mirror_create(UINT64_MAX, false, "none", &mirror, &e) == -EINVAL);
+    MUST(mirror_create(0, false, "none", NULL, NULL, &mirror, &e) == -EINVAL && strcmp(e.op, "size") == 0);
+    MUST(mirror_create(UINT64_MAX, false, "none", NULL, NULL, &mirror, &e) == -EINVAL);
     do {
         for (int i = 0; i < 3; i++) {
             open_ring(sizes[i]);
