@@ -2,7 +2,7 @@
 
 Each cycle takes a buffer, writes it and gives it back, while up to three more are live: from a locked arena, and from
 ordinary memory, beside memset of as many buffers that are always there. The ways take turns, idle and under pressure,
-with a real-time priority where that is permitted. A second part does the same without pauses, for larger buffers.
+with a real-time priority where that is permitted. A second part does the same as fast as it goes, for larger buffers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import time
 
 from .. import Arena
 from ..draw import ProgressBar
@@ -35,7 +34,6 @@ TURN = 0.1  # seconds, before the next way's turn
 FEWEST, MOST = 2 * LIVE, 1000  # cycles of a turn
 ENOUGH = 20_000  # cycles of those whose tails are compared: two are above p99.99
 PATIENCE = 4  # times as long, at most, for them to have as many
-REST = 1 / 8  # of a turn: the kernel lets a real-time thread have 95% of a second (sched_rt_runtime_us)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     priority, said = permitted(args.priority)
     rows: list[Row] = []
     bar = ProgressBar(sys.stderr, "measuring")
-    # Paced: one frame under each pressure. Without pauses: every size, under all pressures at once.
+    # Paced: one frame under each pressure. As fast as it goes: every size, under all pressures at once.
     cases = [(FRAME, 0, pressure, 10**9 // args.hz) for pressure in PRESSURES]
     cases += [(size, page, "all", 0) for size in sizes for page in (0, PAGE)]
     with contextlib.ExitStack() as stack:
@@ -127,6 +125,5 @@ def measure(
                 if spent[name] >= seconds * (1 if many else PATIENCE):
                     waiting.remove(way)
                 cycles[name] = min(max(int(cycles[name] * TURN / took), FEWEST), MOST)
-                time.sleep(took * REST)
             waiting = waiting[1:] + waiting[:1]
     return [Row(size, page, pressure, period > 0, way.name, samples[way.name], way.lock) for way in found], locked

@@ -83,7 +83,7 @@ def as_text(rows: Sequence[Row]) -> str:
     parts = [
         "Wake-up latency, us\n" + percentiles(paced, wake=True),
         "The memory part of a cycle, us\n" + percentiles(paced),
-        "Without pauses: the memory part of a cycle, us, under all pressures\n"
+        "As fast as it goes: the memory part of a cycle, us, under all pressures\n"
         + percentiles([row for row in rows if not row.paced]),
         *(f"{row.way}, {row.pressure}: the memory part\n{bars(row)}" for row in paced if row.pressure == "neighbour"),
         table(["figure", "target", "measured", "reached"], [[f[0], f[1], f[2], f[3]] for f in figures(rows)]),
@@ -133,7 +133,7 @@ def figures(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
 
     for row in rows:
         if row.way == ARENA:
-            pace = "loop" if row.paced else "no pauses"
+            pace = "loop" if row.paced else "unpaced"
             where = "" if row.locked else " in buffers"
             name = f"faults a cycle{where}, {pace}, {amount(row.size)} {row.written}, {row.pressure}"
             figure(name, "0", f"{row.faults / len(row.samples.memory):g}", row.faults == 0)
