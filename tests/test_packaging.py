@@ -33,9 +33,10 @@ def run(*command: str | Path, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist and the wheel that was built from it."""
-    pytest.importorskip("build", reason="'build' is not installed")
+    for needed in ("build", "Cython", "setuptools"):
+        pytest.importorskip(needed, reason=f"{needed!r} is not installed")
     out: Path = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", out, ROOT, cwd=out)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
     return out
 
 
