@@ -72,6 +72,7 @@ def in_file(r: Reservation) -> int:
     return 0 if fd is None or r.backing == "anonymous" else os.fstat(fd).st_blocks * 512
 
 
+@pytest.mark.counts_faults
 def test_committed_memory_is_there_and_released_memory_is_gone(kind: dict[str, Any]) -> None:
     with Reservation("64MiB", **kind) as r:
         here: dict[str, Any] = {"offset": "16MiB"}
@@ -93,12 +94,14 @@ def test_committed_memory_is_there_and_released_memory_is_gone(kind: dict[str, A
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.counts_faults
 def test_with_threads(kind: dict[str, Any], threads: int) -> None:
     with Reservation("32MiB", **kind) as r:
         assert r.commit(threads=threads) == r.residency().present == 32 * MIB
         assert faults_writing(r.view()) == 0
 
 
+@pytest.mark.counts_faults
 def test_in_an_arena(kind: dict[str, Any]) -> None:
     a = Arena("32MiB", **kind)
     assert a.chunk == 2 * MIB
@@ -117,6 +120,7 @@ def test_in_an_arena(kind: dict[str, Any]) -> None:
     assert faults_writing(memoryview(a.alloc("16MiB", grow=False))) == 0
 
 
+@pytest.mark.counts_faults
 def test_for_reading_it_can_be_read_without_a_fault(kind: dict[str, Any]) -> None:
     with Reservation("32MiB", **kind) as r:
         assert r.commit("8MiB", populate="read") == r.residency("8MiB").present == 8 * MIB
@@ -308,6 +312,7 @@ def test_an_existing_file_is_mapped_as_it_is(tmp_path: Path, shared: bool) -> No
 
 
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.counts_faults
 def test_reading_a_file_leaves_it_clean(tmp_path: Path, shared: bool) -> None:
     path = tmp_path / "weights"
     data = os.urandom(8 * MIB)
@@ -507,6 +512,7 @@ def thp_settings() -> Iterator[Callable[[str, str], object]]:
             path.write_text(value)
 
 
+@pytest.mark.counts_faults
 def test_mthp_where_it_is_enabled(thp_settings: Callable[[str, str], object]) -> None:
     thp_settings("hugepages-64kB/enabled", "madvise")
     thp_settings("hugepages-2048kB/enabled", "never")
@@ -527,6 +533,7 @@ def test_mthp_where_it_is_enabled(thp_settings: Callable[[str, str], object]) ->
         Reservation("8MiB", pages="thp")
 
 
+@pytest.mark.counts_faults
 def test_huge_pages_of_shared_memory(thp_settings: Callable[[str, str], object], tmp_path: Path) -> None:
     thp_settings("shmem_enabled", "never")
     with pytest.raises(ReserveError, match="shmem_enabled"):
@@ -552,6 +559,7 @@ def test_huge_pages_of_shared_memory(thp_settings: Callable[[str, str], object],
             Reservation("64MiB", path=path, pages="thp")  # private copies are small
 
 
+@pytest.mark.counts_faults
 def test_gigantic_pages(tmp_path: Path) -> None:
     knob = Path("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
     if os.geteuid() != 0 or not knob.exists():

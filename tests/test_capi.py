@@ -133,6 +133,7 @@ def test_c_frees_twice_and_harms_nobody(c: Table, a: Arena) -> None:
     heir.free()
 
 
+@pytest.mark.counts_faults
 def test_c_writes_without_a_page_fault(c: Table, a: Arena) -> None:
     a.warm("32MiB")
     pages = 16 * MIB // 4096
@@ -250,6 +251,7 @@ def test_cython_allocates_and_frees_in_all_threads(scratch: ModuleType, a: Arena
     assert s.peak_live >= 4000
 
 
+@pytest.mark.counts_faults
 def test_cython_writes_without_a_page_fault(scratch: ModuleType, a: Arena) -> None:
     a.warm("16MiB")
     values = shuffled(1 << 18)

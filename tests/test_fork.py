@@ -38,6 +38,7 @@ def test_copy() -> None:
     assert a.stats().blocks == 1
 
 
+@pytest.mark.counts_faults
 def test_commit_and_warm_populate_again_what_became_copy_on_write() -> None:
     r = Reservation("64MiB", pages="4K")
     r.commit()

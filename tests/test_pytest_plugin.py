@@ -10,10 +10,13 @@ import pytest
 
 pytest_plugins = "pytester"
 
-pytestmark = pytest.mark.skipif(
-    not any(point.value == "pytest_arena" for point in importlib.metadata.entry_points(group="pytest11")),
-    reason="the plugin is not installed (the package is not, or is an older one)",
-)
+pytestmark = [
+    pytest.mark.counts_faults,
+    pytest.mark.skipif(
+        not any(point.value == "pytest_arena" for point in importlib.metadata.entry_points(group="pytest11")),
+        reason="the plugin is not installed (the package is not, or is an older one)",
+    ),
+]
 
 PRELUDE = """
 import asyncio, ctypes, mmap, unittest

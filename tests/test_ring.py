@@ -58,6 +58,7 @@ def test_the_same_pages_twice(nbytes: Any) -> None:
     assert not mapped("twice")
 
 
+@pytest.mark.counts_faults
 def test_nothing_faults_at_use() -> None:
     with Ring("4MiB") as ring, memoryview(ring) as view:
         assert faults_writing(view) == 0
@@ -172,6 +173,7 @@ def test_more_than_there_is() -> None:
         assert ring.readable == 100
 
 
+@pytest.mark.counts_faults
 def test_no_allocation_and_no_fault() -> None:
     data, room = bytes(100), bytearray(100)
     with Ring(PAGE) as ring:

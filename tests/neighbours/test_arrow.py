@@ -115,6 +115,7 @@ def test_ipc_read_into_a_block(a: Arena, tmp_path: Path, kind: str) -> None:
     block.free()
 
 
+@pytest.mark.counts_faults
 def test_writing_into_a_block_faults_on_nothing(a: Arena) -> None:
     batch = batch_in(a.alloc(8 * N, zero=True))
 

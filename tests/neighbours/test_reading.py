@@ -35,6 +35,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.counts_faults
 def test_what_these_tests_count(path: Path) -> None:
     """The same into ordinary memory."""
     with path.open("rb", buffering=0) as file, mmap.mmap(-1, len(DATA)) as memory:
@@ -44,6 +45,7 @@ def test_what_these_tests_count(path: Path) -> None:
 
 
 @pytest.mark.parametrize("buffering", [0, -1])
+@pytest.mark.counts_faults
 def test_readinto(a: Arena, path: Path, buffering: int) -> None:
     block = a.alloc(len(DATA))
     file: Any
@@ -84,6 +86,7 @@ def read_from_disk() -> int:
     raise AssertionError("no read_bytes in /proc/self/io")
 
 
+@pytest.mark.counts_faults
 def test_o_direct(a: Arena, tmp_path: Path) -> None:
     with disk(32 * MIB)(tmp_path) as place:
         path = place.path / "data"
@@ -127,6 +130,7 @@ def talker() -> Iterator[socket.socket]:
         there.close()
 
 
+@pytest.mark.counts_faults
 def test_recv_into(a: Arena) -> None:
     block = a.alloc(len(DATA))
     with talker() as peer:

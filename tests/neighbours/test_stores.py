@@ -22,6 +22,7 @@ def a() -> Arena:
 
 
 @pytest.mark.parametrize("stored", [{}, {"chunks": (1 << 13,), "compression": "gzip"}], ids=["plain", "chunks"])
+@pytest.mark.counts_faults
 def test_h5py(a: Arena, tmp_path: Path, stored: dict[str, Any]) -> None:
     h5py: Any = neighbour("h5py")
     with h5py.File(tmp_path / "data.h5", "w") as file:
