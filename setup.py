@@ -1,11 +1,13 @@
-"""The extension modules: arena._core, from arena/_core.pyx and csrc/, arena.bench._calls, and those of arena.realtime,
-which have files of csrc/ of their own. All else is in pyproject.toml."""
+"""The extension modules, each from its arena/*.pyx: _core, which holds the C core of csrc/, _numpy and _realtime.
+
+All else is in pyproject.toml."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -18,18 +20,12 @@ if not sys.platform.startswith("linux"):
 from Cython.Build import cythonize
 
 HERE = Path(__file__).resolve().parent
-# The C of each module.
+# The C of each module. The core has one home; the others reach it by cimport.
+REALTIME = {f"csrc/{name}.c" for name in ("fault_watch", "page_faults", "prefault")}
 CSRC = {
-    "arena.realtime._faults": ["csrc/fault_watch.c", "csrc/page_faults.c"],
-    "arena.realtime._prepare": ["csrc/prefault.c"],
-    "arena.realtime._ring": [
-        f"csrc/{name}.c" for name in ("forks", "lock", "mirror", "os", "os_file", "populate", "preflight")
-    ],
+    "arena._core": sorted({str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.c")} - REALTIME),
+    "arena._realtime": sorted(REALTIME),
 }
-ELSEWHERE = {f"csrc/{name}.c" for name in ("fault_watch", "mirror", "page_faults", "prefault")}
-CSRC["arena._core"] = sorted({str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.c")} - ELSEWHERE)
-HEADERS = sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.h"))
-PARTS = sorted(str(path.relative_to(HERE)) for path in HERE.glob("arena/*.px[di]"))
 
 # The frame pointer costs nothing that can be measured, and `perf record -g` sees through the allocator with it.
 FLAGS = ["-std=c11", "-O2", "-g", "-fno-omit-frame-pointer", "-fvisibility=hidden", "-pthread"]
@@ -39,16 +35,39 @@ if os.environ.get("ARENA_WERROR") == "1":
     WARNINGS.append("-Werror")
 
 
+def is_current(target: Path, needed: list[str]) -> bool:
+    """Whether the target is newer than all that it was made from."""
+    try:
+        made = target.stat().st_mtime_ns
+        return all(Path(path).stat().st_mtime_ns < made for path in needed)
+    except FileNotFoundError:
+        return False
+
+
 class BuildExt(build_ext):
-    """Compiles csrc/ by itself, so that its warnings can be errors and those of Cython's C are not."""
+    """Compiles file by file, and only what has changed: setuptools would compile Cython's 60,000 lines again for a
+    change in one header. The core's own warnings can be errors; those of Cython's C are not ours."""
 
     def build_extension(self, ext: Extension) -> None:
-        if ext.name in CSRC:
-            folder = os.path.join(self.build_temp, ext.name)  # of its own, for extensions may be built at the same time
-            ext.extra_objects = self.compiler.compile(
-                CSRC[ext.name], output_dir=folder, include_dirs=["csrc"], extra_postargs=FLAGS + WARNINGS
+        own = CSRC.get(ext.name, [])
+        jobs = [*((source, FLAGS) for source in ext.sources), *((source, FLAGS + WARNINGS) for source in own)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda job: self.compiled(ext, *job), jobs))
+        target = Path(self.get_ext_fullpath(ext.name))
+        if self.force or not is_current(target, [*objects, __file__]):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.compiler.link_shared_object(objects, str(target), extra_postargs=["-pthread"], target_lang="c")
+
+    def compiled(self, ext: Extension, source: str, flags: list[str]) -> str:
+        """The object of a C file; the compiler itself says what it depends on (-MMD)."""
+        (name,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
+        depends = Path(name).with_suffix(".d")
+        needed = depends.read_text().replace("\\\n", " ").split()[1:] if depends.exists() else []
+        if self.force or not needed or not is_current(Path(name), [*needed, __file__]):
+            self.compiler.compile(
+                [source], output_dir=self.build_temp, include_dirs=ext.include_dirs, extra_postargs=[*flags, "-MMD"]
             )
-        super().build_extension(ext)
+        return name
 
 
 class BuildPy(build_py):
@@ -79,22 +98,8 @@ setup(
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
     ext_modules=cythonize(
         [
-            Extension(
-                name,
-                [f"{name.replace('.', '/')}.pyx"],
-                include_dirs=["csrc"],
-                extra_compile_args=FLAGS,
-                extra_link_args=["-pthread"],
-                depends=[*CSRC.get(name, []), *HEADERS, *(PARTS if name == "arena._core" else [])],
-            )
-            for name in (
-                "arena._core",
-                "arena.bench._calls",
-                "arena.realtime._faults",
-                "arena.realtime._pool",
-                "arena.realtime._prepare",
-                "arena.realtime._ring",
-            )
+            Extension(name, [f"{name.replace('.', '/')}.pyx"], include_dirs=["csrc"])
+            for name in ("arena._core", "arena._numpy", "arena._realtime", "arena.bench._calls")
         ],
         build_dir="build/cython",
     ),

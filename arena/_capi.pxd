@@ -14,6 +14,7 @@ cdef extern from "Python.h":
     void *PyCapsule_GetContext(PyObject *)
     int PyCapsule_SetContext(object, void *) except -1
     bint Py_IsInitialized() nogil
+    object PyPickleBuffer_FromObject(object)
 
 
 cdef extern from "stdbool.h":
@@ -46,7 +47,7 @@ cdef extern from "arena.h" nogil:
         uint64_t size, page_size, committed, peak_committed, commits, releases, commit_ns, release_ns
         uintptr_t address
         const char *backing
-        bint lazy, dropped, shared, readonly
+        bint lazy, dropped, closed, shared, readonly
     cdef struct arena_config:
         reservation_config reservation
         uint64_t chunk
@@ -66,6 +67,7 @@ cdef extern from "arena.h" nogil:
         int (*find)(arena_handle *, const void *, arena_block *)
 
     int reservation_create(const reservation_config *, reservation_handle **, arena_error *)
+    int reservation_close(reservation_handle *)
     int reservation_destroy(reservation_handle *)
     void reservation_get(reservation_handle *, reservation_stats *)
     int reservation_fd(reservation_handle *)
@@ -80,7 +82,8 @@ cdef extern from "arena.h" nogil:
     int reservation_copy(reservation_handle *, uint64_t, void *, uint64_t, bint)
 
     int arena_create(const arena_config *, arena_handle **, arena_error *)
-    int arena_close(arena_handle *)
+    int arena_close(arena_handle *, bint)
+    bint arena_is_closed(const arena_handle *)
     int arena_destroy(arena_handle *)
     int arena_try(arena_handle *, uint64_t, uint64_t, arena_block *)
     int arena_alloc(arena_handle *, uint64_t, uint64_t, unsigned, arena_tick, void *, arena_block *, arena_error *)
@@ -101,7 +104,7 @@ cdef extern from "arena.h" nogil:
 
 cdef extern from "arena_internal.h" nogil:
     int arena_give_pinned(arena_handle *, uint64_t, c_bool *)
-    void arena_unpin(arena_handle *)
+    bint arena_unpin(arena_handle *)
     int arena_reset_pinned(arena_handle *)
     uint64_t *arena_epoch(arena_handle *)
     cdef struct os_residency_t "os_residency":
@@ -120,17 +123,9 @@ cdef extern from "arena_internal.h" nogil:
 
 
 cdef extern from "heap.h" nogil:
-    cdef struct heap:
-        arena_handle *arena
-        c_bool overflow
-        void *(*leave)() noexcept
-        void (*come_back)(void *) noexcept
-        arena_tick tick
-        void *arg
-    void *heap_malloc(void *, size_t)
-    void *heap_calloc(void *, size_t, size_t)
-    void *heap_realloc(void *, void *, size_t)
-    void heap_free(void *, void *, size_t)
+    cdef struct heap_functions:
+        pass
+    const heap_functions heap_malloc_interface
     int heap_why(arena_handle *, arena_error *)
 
 
@@ -147,21 +142,41 @@ cdef extern from "os_probe.h" nogil:
 
 cdef extern from "errno.h" nogil:
     enum:
-        EACCES, EBADF, EBUSY, ECANCELED, EDEADLK, EFAULT, EINTR, EINVAL, ENODATA, ENOSPC, ENOTCONN, EPERM
-        ESHUTDOWN, EXDEV
+        EACCES, EBADF, EBUSY, ECANCELED, EDEADLK, EFAULT, EINTR, EINVAL, ENODATA, ENOSPC, ENOTCONN, ENOTEMPTY
+        EPERM, ESHUTDOWN, EXDEV
 
 
-cdef extern from "exports.h" nogil:
-    bint exports_take(uint64_t *)
-    void exports_drop(uint64_t *)
-    bint exports_close(uint64_t *)
-    bint exports_closed(const uint64_t *)
-    bint exports_hold(uint64_t *)
-    void exports_unhold(uint64_t *)
+cdef extern from "forks.h" nogil:
+    const uint32_t forks_count
+
+
+cdef extern from "users.h" nogil:
+    bint users_pin(uint64_t *, uint32_t)
+    void users_unpin(uint64_t *)
+    bint users_enter(uint64_t *, uint32_t)
+    void users_leave(uint64_t *, uint32_t, uint32_t)
+    bint users_close(uint64_t *, uint32_t)
+    bint users_closed(const uint64_t *)
+    bint users_hold(uint64_t *, uint32_t)
+    void users_let_go(uint64_t *, uint32_t, uint32_t)
+
+
+cdef extern from "mirror.h" nogil:
+    cdef struct mirror:
+        pass
+    int mirror_create(uint64_t, bint, const char *, arena_tick, void *, mirror *, arena_error *)
+    void mirror_destroy(mirror *)
 
 
 cdef extern from *:
     """
     #define arena_load64(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+
+    #if PY_VERSION_HEX >= 0x030D0000
+    #define arena_finalizing() Py_IsFinalizing()
+    #else
+    #define arena_finalizing() _Py_IsFinalizing()
+    #endif
     """
     uint64_t arena_load64(uint64_t *) nogil
+    bint arena_finalizing() nogil

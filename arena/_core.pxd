@@ -27,9 +27,8 @@ cdef extern from "arena.h" nogil:
 # A later version may add fields at the end: what was compiled against this one goes on working with it.
 cdef public class Arena [object ArenaArenaObject, type ArenaArenaType, check_size ignore]:
     cdef arena_handle *c
-    cdef uint64_t exports
+    cdef uint64_t users  # csrc/users.h: the blocks that are exported, and reset()
     cdef uint64_t *epoch_at
-    cdef bint is_closed
     cdef uint64_t _size, _page, _address
     cdef object __weakref__
     cdef str _backing
@@ -41,3 +40,35 @@ cdef public class Arena [object ArenaArenaObject, type ArenaArenaType, check_siz
 cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
 cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
 cdef int block_free(Arena a, uint64_t handle) noexcept nogil
+
+
+# --- for arena's own modules: not for others, and different in the next version ---------------------------------------
+
+cdef class Block:
+    cdef Arena _arena
+    cdef uint64_t handle
+    cdef char *ptr
+    cdef Py_ssize_t size
+    cdef uint64_t users  # csrc/users.h: its exports, and resize()
+    cdef uint64_t epoch
+    cdef bint lent  # for life, to the array whose base it is
+
+
+# An export. Refused: the block was freed or is being resized, or its arena is being reset.
+cdef bint pin(Block self) noexcept
+cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow)
+# The alignment that was asked for, in bytes.
+cdef uint64_t step_of(Arena self, align) except 0
+
+ctypedef object (*array_maker)(Arena a, object shape, object dtype, object order, object align, bint zero)
+cdef void set_array_maker(array_maker made) noexcept
+
+# struct heap_functions of csrc/heap.h
+cdef const void *heap_interface() noexcept nogil
+# Moves in the child of each fork.
+cdef const uint32_t *forks_counter() noexcept nogil
+# csrc/mirror.h; `out` and `m` are a struct mirror.
+cdef int ring_memory(
+    uint64_t nbytes, bint lock, const char *name, arena_tick tick, void *arg, void *out, arena_error *e
+) noexcept nogil
+cdef void ring_memory_destroy(void *m) noexcept nogil

@@ -6,13 +6,12 @@ from cpython.buffer cimport (
     PyBUF_CONTIG_RO, PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport INT64_MAX, UINT64_MAX, int32_t, uint8_t, uint16_t
+from libc.stdint cimport UINT64_MAX, int32_t, uint8_t, uint16_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset, strcpy
+from libc.string cimport memcpy, memset
 
 from arena._capi cimport *
 
@@ -26,16 +25,1430 @@ from . import arrays as _arrays, errors as _errors
 from .ledger import Residency, Stats
 from .sizes import parse_size
 
-# One extension module, for its types share their insides; one file for each.
-include "_errors.pxi"
-include "_ticker.pxi"
-include "_arguments.pxi"
-include "_reservation.pxi"
-include "_arena.pxi"
-include "_block.pxi"
-include "_dlpack.pxi"
-include "_handler.pxi"
-include "_arrays.pxi"
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+# -errno and its numbers become an exception.
+
+cdef dict numbers_of(arena_error *e):
+    return {
+        "offset": e.offset,
+        "requested": e.requested,
+        "committed": e.committed,
+        "available": None if e.available == UINT64_MAX else e.available,
+    }
+
+
+cdef object as_exception(int rc, arena_error *e, bint grow=True):
+    cdef int err = -rc
+    op = e.op.decode() if e.op != NULL else ""
+    if err == ENOSPC and op in ("alloc", "resize"):
+        return _errors.full_error(numbers_of(e), grow=grow)
+    if err == ESHUTDOWN:
+        return ValueError(f"the {'reservation' if op == 'reservation' else 'arena'} is closed")
+    if err == ENOTCONN:
+        return RuntimeError(
+            "this process is a fork's child, and the memory was made with fork='drop' (the default for private hugetlb "
+            "pages): it stays with the parent"
+        )
+    if err == EXDEV:
+        return RuntimeError(
+            "this process is a fork's child: it shares the arena's blocks with its parent, who alone gives out new ones"
+        )
+    if err == EDEADLK:
+        return RuntimeError(
+            "this memory is being committed by the very thread that asks for it, further up its stack "
+            "(a progress callback or signal handler): nothing could ever finish"
+        )
+    if err == ECANCELED:
+        return RuntimeError("the arena was reset while this block's memory was being committed")
+    if err == EINVAL and op == "range":
+        return ValueError(f"the range at offset {e.offset} of {e.requested} bytes is not within the reservation")
+    return _errors.commit_error(err, op, e.where.decode("utf-8", "replace"), numbers_of(e))
+
+
+cdef object refused(int rc):
+    """Of a reservation that is closed or dropped, where the core has no more to say."""
+    cdef arena_error e
+    e.op = b"reservation"
+    return as_exception(rc, &e)
+
+
+cdef object as_reserve_exception(int rc, arena_error *e, reservation_config *config):
+    op = e.op.decode() if e.op != NULL else ""
+    if rc == -EINVAL and op == "chunk":
+        return ValueError(
+            "chunk must be a power of two from 4 KiB to 1 GiB, no smaller than a huge page where pages= asks for them, "
+            f"and at least a 2^27th of the arena, not {e.requested}"
+        )
+    if rc == -EINVAL and op == "size":
+        return ValueError(f"{op} must be from 1 byte to 64 TiB, not {e.requested}")
+    if rc == -EINVAL and op == "readonly":
+        return ValueError("readonly=True is for files that are there: in a directory a new one would be made")
+    if rc == -EINVAL and op == "pages":
+        return ValueError("a file on hugetlbfs has the pages of its mount: leave pages= out, or give that size")
+    if rc == -EINVAL and op == "mbind":
+        return ValueError(f"there is no NUMA node {config.node} with memory here (/sys/devices/system/node/has_memory)")
+    path = config.path.decode("utf-8", "replace") if config.path != NULL else None
+    return _errors.reserve_error(
+        -rc, op, e.where.decode("utf-8", "replace"), path, config.page_bytes, numbers_of(e), os_overcommit_mode()
+    )
+
+
+# --- signals and progress --------------------------------------------------------------------------------------------
+
+# Signals and progress while the GIL is released.
+
+@cython.final
+cdef class Ticker:
+    """What happens between the steps of a commit: signals in the main thread, the progress callback, or nothing at
+    all."""
+
+    cdef object progress, caught
+    cdef bint signals
+
+    def __cinit__(self, progress):
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be callable as progress(done, total), not {type(progress).__name__}")
+        self.progress = progress
+        self.signals = _threading.get_ident() == _threading.main_thread().ident
+
+    cdef arena_tick function(self) noexcept:
+        # Another thread is not given signals by Python, and is spared the wait for the GIL.
+        if self.signals:
+            return tick_with_gil
+        if self.progress is not None:
+            return tick
+        return NULL
+
+    cdef raise_caught(self):
+        """What a signal's handler or ``progress`` has raised, which has stopped the commit."""
+        if self.caught is not None:
+            caught, self.caught = self.caught, None
+            raise caught
+
+
+cdef int tick(void *arg, uint64_t done, uint64_t total) noexcept nogil:
+    # Whoever asks a finalizing interpreter for the GIL is ended on the spot, with helpers still at work on its stack.
+    return -EINTR if arena_finalizing() else tick_with_gil(arg, done, total)
+
+
+cdef int tick_with_gil(void *arg, uint64_t done, uint64_t total) noexcept with gil:
+    cdef Ticker t = <Ticker>arg
+    try:
+        PyErr_CheckSignals()
+        if t.progress is not None and total:
+            t.progress(done, total)
+    except BaseException as caught:
+        t.caught = caught
+        return -EINTR
+    return 0
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+# From what Python callers say to what the C core takes, and back.
+
+cdef uint64_t positive(size, what) except 0:
+    n = parse_size(size, what)
+    if n == 0:
+        raise ValueError(f"{what} must not be 0")
+    return n
+
+
+cdef unsigned thread_count(threads) except? 0:
+    if threads is None:
+        return 0
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads must be a positive int or None, not {threads!r}")
+    return min(threads, 1024)
+
+
+cdef bint for_writing(populate) except -1:
+    if populate == "write":
+        return True
+    if populate == "read":
+        return False
+    raise ValueError(f"populate must be 'write' or 'read', not {populate!r}")
+
+
+cdef uint64_t alignment(align) except 0:
+    n = parse_size(align, "align")
+    if n == 0 or n & (n - 1):
+        raise ValueError(f"align must be a power of two, not {n}")
+    return n
+
+
+_FORK = {
+    None: ARENA_FORK_AUTO, "copy": ARENA_FORK_COPY, "share": ARENA_FORK_SHARE, "drop": ARENA_FORK_DROP,
+    "wipe": ARENA_FORK_WIPE,
+}
+_BACKING = {None: ARENA_BACKING_AUTO, "anonymous": ARENA_BACKING_ANONYMOUS, "memfd": ARENA_BACKING_MEMFD}
+
+
+cdef choose(table, value, what):
+    try:
+        return table[value]
+    except (KeyError, TypeError):
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, table))}, not {value!r}") from None
+
+
+cdef bytes name_of(name):
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {type(name).__name__}")
+    # The kernel takes 79 printable characters without these.
+    if len(name) > 79 or not name.isascii() or not name.isprintable() or any(c in "[]\\$`" for c in name):
+        raise ValueError("name must be up to 79 printable ASCII characters without []\\$`")
+    return name.encode()
+
+
+cdef void choose_pages(reservation_config *c, pages) except *:
+    c.page_bytes = 0
+    if pages == "auto":
+        c.pages = ARENA_PAGES_AUTO
+    elif pages == "thp":
+        c.pages = ARENA_PAGES_THP
+    else:
+        try:
+            nbytes = parse_size(pages, "pages")
+        except (TypeError, ValueError):
+            nbytes = 0
+        if nbytes == 4096:
+            c.pages = ARENA_PAGES_4K
+        elif nbytes & (nbytes - 1) == 0 and 4096 < nbytes < 2 << 20:
+            c.pages, c.page_bytes = ARENA_PAGES_THP, nbytes
+        elif nbytes & (nbytes - 1) == 0 and 2 << 20 <= nbytes <= 16 << 30:
+            c.pages, c.page_bytes = ARENA_PAGES_HUGETLB, nbytes
+        else:
+            raise ValueError(
+                "pages must be 'auto', '4K', 'thp', or a size: of a hugetlb pool ('2M', '1G') or of mTHP ('64K'), "
+                f"not {pages!r}"
+            )
+
+
+cdef class Wanted:
+    """What a reservation is to be made of, in C, with what the pointers in it point to."""
+
+    cdef reservation_config config
+    cdef bytes name, path
+
+    def __cinit__(
+        self, size, headroom, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name,
+    ):
+        cdef reservation_config *c = &self.config
+        memset(c, 0, sizeof(self.config))
+        c.size = positive(size, "size")
+        c.headroom = parse_size(headroom, "headroom")
+        c.shared, c.readonly, c.dump, c.lock = bool(shared), bool(readonly), bool(dump), bool(lock)
+        choose_pages(c, pages)
+        c.fork = choose(_FORK, fork, "fork")
+        c.backing = choose(_BACKING, backing, "backing")
+        if (path is not None) + (fd is not None) + (backing is not None) > 1:
+            raise ValueError("path=, fd= and backing= exclude each other")
+        if path is not None:
+            self.path = _os.fsencode(path)
+            if not self.path or b"\0" in self.path:
+                raise ValueError(f"path must name a file or directory, not {path!r}")
+            c.backing, c.path = ARENA_BACKING_PATH, self.path
+        if fd is not None:
+            c.backing, c.fd = ARENA_BACKING_FD, descriptor_of(fd)
+        if c.readonly and path is None and fd is None:
+            raise ValueError("readonly=True is for files (path= or fd=): memory that is new has nothing to read")
+        if node is not None:
+            if not isinstance(node, int) or node < 0 or node > 1023:
+                raise ValueError(f"node must be the number of a NUMA node, not {node!r}")
+            c.bind, c.node = True, node
+        if c.shared and c.fork in (ARENA_FORK_COPY, ARENA_FORK_WIPE):
+            raise ValueError(f"shared memory cannot be had with fork={fork!r}: 'share' (the default) or 'drop'")
+        if not c.shared and c.fork == ARENA_FORK_SHARE:
+            raise ValueError("fork='share' needs shared=True")
+        if c.fork == ARENA_FORK_WIPE and (c.backing > ARENA_BACKING_ANONYMOUS or c.pages == ARENA_PAGES_HUGETLB):
+            raise ValueError("fork='wipe' is for private anonymous memory only")
+        self.name = name_of(name)
+        c.name = <const char *>self.name if self.name is not None else NULL
+
+
+cdef int descriptor_of(fd) except -1:
+    if hasattr(fd, "fileno"):
+        fd = fd.fileno()
+    if not isinstance(fd, int) or isinstance(fd, bool):
+        raise TypeError(f"fd must be an int or have fileno(), not {type(fd).__name__}")
+    if fd < 0 or fd > 0x7fffffff:
+        raise ValueError(f"fd must be an open file descriptor, not {fd}")
+    return fd
+
+
+cdef char *BYTES = b"B"
+
+
+cdef inline int fill_view(
+    object owner, Py_buffer *view, int flags, void *ptr, Py_ssize_t *size, bint readonly
+) except -1:
+    if readonly and flags & PyBUF_WRITABLE:
+        raise BufferError("this view is read-only")
+    view.obj = owner
+    view.buf = ptr
+    view.len = size[0]
+    view.itemsize = 1
+    view.readonly = readonly
+    view.ndim = 1
+    view.format = BYTES if flags & PyBUF_FORMAT else NULL
+    view.shape = size if flags & PyBUF_ND else NULL
+    view.strides = &view.itemsize if (flags & PyBUF_STRIDES) == PyBUF_STRIDES else NULL
+    view.suboffsets = NULL
+    view.internal = NULL
+    return 0
+
+
+cdef residency_of(uint64_t address, uint64_t length, bint whole):
+    cdef os_residency_t r
+    cdef int rc
+    with nogil:
+        rc = os_residency(<void *>address, length, &r)
+    if rc:
+        raise OSError(-rc, f"cannot read /proc/self/pagemap: {_os.strerror(-rc)}")
+    huge, zero, locked, dirty = r.huge, r.zero, None, None
+    if not os_features().pagemap_scan:
+        huge = zero = None
+    if whole:
+        mapped, locked, dirty = _smaps(address, length)
+        if huge is None:
+            huge = mapped
+    return Residency(r.present, huge, zero, r.swapped, locked, dirty)
+
+
+_HUGE = ("AnonHugePages:", "ShmemPmdMapped:", "FilePmdMapped:", "Private_Hugetlb:", "Shared_Hugetlb:")
+
+
+def _smaps(address, length):
+    """Huge, locked and dirty bytes of the mappings within the range, from /proc/self/smaps."""
+    huge = locked = dirty = 0
+    inside = False
+    with open("/proc/self/smaps", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            key, _, rest = line.partition(" ")
+            if not key.endswith(":"):
+                start, end = (int(n, 16) for n in key.split("-"))
+                inside = start < address + length and address < end
+            elif inside and key == "Locked:":
+                locked += int(rest.split()[0]) * 1024
+            elif inside and key in ("Shared_Dirty:", "Private_Dirty:"):
+                dirty += int(rest.split()[0]) * 1024
+            elif inside and key in _HUGE:
+                huge += int(rest.split()[0]) * 1024
+    return huge, locked, dirty
+
+
+# --- reservation -----------------------------------------------------------------------------------------------------
+
+@cython.final
+@cython.no_gc
+cdef class RangeView:
+    """Exports a part of a reservation; the reservation is not released under it."""
+
+    cdef Reservation owner
+    cdef reservation_view look
+    cdef char *ptr
+    cdef Py_ssize_t size
+    cdef bint readonly
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        fill_view(self, view, flags, self.ptr, &self.size, self.readonly)
+
+    def flush(self):
+        """Have what was written here in the file, on its disk; np.memmap.flush() calls this where it is the base."""
+        cdef uint64_t start = <uint64_t>self.ptr & ~<uint64_t>4095
+        cdef size_t length = <uint64_t>self.ptr + self.size - start
+        cdef int rc
+        if self.readonly:
+            return
+        while True:
+            with nogil:
+                rc = os_flush(<void *>start, length)
+            if rc != -EINTR:
+                break
+            PyErr_CheckSignals()
+        if rc:
+            raise OSError(-rc, f"cannot write the mapping back to its file: {_os.strerror(-rc)}")
+
+    def __dealloc__(self):
+        # A view of it holds a reference to this object, so its life is the export's.
+        if self.owner is not None:
+            reservation_look_away(self.owner.c, &self.look)
+
+
+@cython.final
+cdef class Reservation:
+    """A sparse range of memory or of a file: address space that costs nothing, of which parts are committed and
+    released.
+
+    For those who manage offsets themselves; :class:`Arena` is an allocator on top of one. Thread-safe.
+
+    Parameters
+    ----------
+    size
+        Bytes, or "64MiB", "2GiB", "1.5 GB". Rounded up to whole pages.
+    path
+        A directory: an unnamed file in it, which goes with the reservation. A path where nothing is: a file is created
+        (0600), made ``size`` long and kept. An existing file is mapped from its start as it is, never resized, and
+        never punched without ``discard``. On tmpfs, a disk, or hugetlbfs.
+    fd
+        As an existing file: anything that mmap(2) takes, as int or with fileno(). It is duplicated.
+    shared
+        Writes are seen by others who map the same memory, and get into the file. Without path and fd: a memfd, sealed
+        against shrinking and growing.
+    backing
+        "anonymous" or "memfd", to say which without path and fd; default: a memfd if shared, else anonymous.
+    readonly
+        The file can be committed and viewed for reading only.
+    pages
+        "auto": 2 MiB transparent huge pages where the machine allows them for this kind of memory and the size is 2 MiB
+        or more; else the largest mTHP size that is enabled (Linux 6.8), else 4 KiB. "4K", "thp", "64K" (an mTHP size)
+        insist. "2M", "1G": from the hugetlb pool of such pages. What cannot be had raises ReserveError here; what was
+        had is ``page_size``.
+    lock
+        What is committed is mlocked, and what is released unlocked: it is not swapped or reclaimed, and counts against
+        RLIMIT_MEMLOCK by what is committed. (Pages of the hugetlb pool never are, and do not.) A fork's child inherits
+        no locks; its next commit() of the range locks.
+    node
+        Memory comes from this NUMA node alone (mbind(2), MPOL_BIND).
+    fork
+        What the child of a fork gets: "copy" (copy-on-write; commit() again undoes that), "share" (the same memory, for
+        both to use and to release: shared only), "drop" (nothing: zeros, and RuntimeError for every call; the parent
+        keeps its pages to itself) or "wipe" (zeros, usable; private anonymous only). By default "share" for shared
+        memory, "drop" for private hugetlb pages (a write after a copying fork needs a second one, and is a SIGBUS where
+        there is none), else "copy".
+    dump
+        Include the memory in core dumps. Left out by default: a dump of a sparse terabyte takes for ever.
+    name
+        Shown in /proc/self/maps where the kernel was built with CONFIG_ANON_VMA_NAME.
+
+    Raises ReserveError (an OSError and a MemoryError) when address space, the file or such pages cannot be had,
+    ValueError or TypeError for nonsense.
+    """
+    cdef reservation_handle *c  # as long as this object: the core refuses what is asked of a closed one
+    cdef uint64_t _size, _page, _address
+    cdef str _backing
+    cdef bint _readonly
+
+    def __cinit__(
+        self, size, *, path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False,
+        node=None, fork=None, dump=False, name=None,
+    ):
+        cdef Wanted wanted = Wanted(size, 0, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name)
+        cdef reservation_stats stats
+        cdef arena_error e
+        cdef int rc
+        with nogil:
+            rc = reservation_create(&wanted.config, &self.c, &e)
+        if rc:
+            raise as_reserve_exception(rc, &e, &wanted.config)
+        reservation_get(self.c, &stats)
+        self._size, self._page, self._address = stats.size, stats.page_size, stats.address
+        self._backing, self._readonly = stats.backing.decode(), stats.readonly
+
+    def __dealloc__(self):
+        if self.c != NULL:
+            with nogil:
+                reservation_destroy(self.c)
+
+    cdef check_open(self):
+        if self.closed:
+            raise ValueError("the reservation is closed")
+
+    cdef range_of(self, nbytes, offset, uint64_t *start, uint64_t *length):
+        start[0] = parse_size(offset, "offset")
+        if start[0] > self._size:
+            raise ValueError(f"offset {start[0]} is beyond the reservation's {self._size} bytes")
+        length[0] = self._size - start[0] if nbytes is None else parse_size(nbytes, "nbytes")
+        if length[0] > self._size - start[0]:
+            raise ValueError(
+                f"{length[0]} bytes at offset {start[0]} reach beyond the end of the reservation ({self._size} bytes)"
+            )
+
+    def commit(self, nbytes=None, *, offset=0, populate="write", threads=None, progress=None):
+        """Make ``nbytes`` at ``offset`` (default: all of it), rounded outward to pages, present. The bytes newly
+        present.
+
+        Afterwards a write, or with populate="read" a read, of any of it faults on nothing (madvise(2),
+        MADV_POPULATE_WRITE and MADV_POPULATE_READ, Linux 5.14; elsewhere the kernel is made to touch each page). Shared
+        memory and files are allocated first (fallocate(2)), so that it is an error and not a signal when they are full.
+        A file on disk is faultless for writing until the kernel writes its pages back. populate="read" maps a file's
+        pages without making them dirty, and for private anonymous memory the zero page, which costs nothing. After a
+        fork, pages that became copy-on-write are made this process's own again.
+
+        ``threads``: how many, None for min(CPUs, 16, bytes / 64 MiB). ``progress(done, total)`` is called in this
+        thread, at most every 10 ms or so, and at the end; what it raises stops the commit, as an exception from a
+        signal handler does.
+
+        Raises CommitError (an OSError and a MemoryError). A commit that fails or is stopped gives back what it made
+        present.
+        """
+        cdef uint64_t start, length, newly = 0
+        cdef bint write = for_writing(populate)
+        cdef unsigned count = thread_count(threads)
+        cdef Ticker ticker = Ticker(progress)
+        cdef arena_tick function = ticker.function()
+        cdef arena_error e
+        cdef int rc
+        self.range_of(nbytes, offset, &start, &length)
+        with nogil:
+            rc = reservation_commit(self.c, start, length, write, count, function, <void *>ticker, &newly, &e)
+        ticker.raise_caught()
+        if rc:
+            raise as_exception(rc, &e)
+        return newly
+
+    def release(self, nbytes=None, *, offset=0, discard=False):
+        """Give ``nbytes`` at ``offset`` (default: all of it), rounded inward to pages, back to the machine. The bytes
+        given back.
+
+        Released memory is zero when it is committed again; of shared memory that holds for everybody who maps it. In a
+        private mapping of a file the file shows through again. A file that was there before (an existing path, a fd)
+        keeps its data, unless ``discard``: then the range is punched out of it, committed or not, and what the file
+        system had for it is free. BufferError while a view of the range is exported.
+        """
+        cdef uint64_t start, length, freed = 0
+        cdef bint punch = bool(discard)
+        cdef Ticker ticker = Ticker(None)
+        cdef arena_tick function = ticker.function()
+        cdef arena_error e
+        cdef int rc
+        self.range_of(nbytes, offset, &start, &length)
+        with nogil:
+            rc = reservation_release(self.c, start, length, punch, &freed, function, <void *>ticker, &e)
+        ticker.raise_caught()
+        if rc == -EBUSY:
+            raise BufferError("a view of this range is exported: drop it first")
+        if rc:
+            raise as_exception(rc, &e)
+        return freed
+
+    def view(self, nbytes=None, *, offset=0, readonly=False):
+        """A memoryview of ``nbytes`` at ``offset``, which must be committed (for writing, unless readonly): else
+        ValueError.
+
+        While it, or anything made from it, lives, its range is not released and the reservation not closed.
+        """
+        cdef uint64_t start, length
+        cdef RangeView v
+        cdef int rc
+        self.range_of(nbytes, offset, &start, &length)
+        if length == 0:
+            raise ValueError("a view of 0 bytes is of no use")
+        if self._readonly and not readonly:
+            raise ValueError("the reservation is read-only: view(readonly=True)")
+        v = RangeView.__new__(RangeView)
+        rc = reservation_look(self.c, &v.look, start, length, not readonly)
+        if rc == -EBUSY:
+            raise BufferError("this range is being released")
+        if rc == -ENODATA:
+            raise ValueError(
+                f"not all of the {length} bytes at offset {start} are committed"
+                f"{'' if readonly else ' for writing'}: commit them first"
+            )
+        if rc:
+            raise refused(rc)
+        v.owner = self
+        v.ptr = <char *>self._address + start
+        v.size = length
+        v.readonly = bool(readonly)
+        return memoryview(v)
+
+    def verify(self, nbytes=None, *, offset=0):
+        """See that what is committed of the range is still there: it is populated again, or CommitError says why it
+        cannot be: the file was truncated, a hole was punched in it and the file system is full now.
+
+        A diagnosis, not a guarantee: the next moment may be different. read_into() is safe at any time.
+        """
+        cdef uint64_t start, length
+        cdef Ticker ticker = Ticker(None)
+        cdef arena_tick function = ticker.function()
+        cdef arena_error e
+        cdef int rc
+        self.range_of(nbytes, offset, &start, &length)
+        with nogil:
+            rc = reservation_verify(self.c, start, length, function, <void *>ticker, &e)
+        ticker.raise_caught()
+        if rc:
+            raise as_exception(rc, &e)
+
+    cdef Py_ssize_t copy(self, buffer, offset, bint into) except -1:
+        cdef Py_buffer view
+        cdef uint64_t start, length
+        cdef int rc
+        PyObject_GetBuffer(buffer, &view, PyBUF_CONTIG_RO if into else PyBUF_CONTIG_RO | PyBUF_WRITABLE)
+        try:
+            self.range_of(view.len, offset, &start, &length)
+            with nogil:
+                rc = reservation_copy(self.c, start, view.buf, length, into)
+        finally:
+            PyBuffer_Release(&view)
+        if rc == -EBUSY:
+            raise BufferError("this range is being released")
+        if rc == -ENODATA:
+            raise ValueError(f"not all of the {length} bytes at offset {start} are committed: commit them first")
+        if rc == -ENOTCONN or rc == -ESHUTDOWN:
+            raise refused(rc)
+        if rc == -EPERM:
+            raise PermissionError(
+                _errno.EPERM,
+                "the file is sealed against writing, or process_vm_readv/writev is forbidden here (seccomp; docker: "
+                "--cap-add SYS_PTRACE)",
+            )
+        if rc == -EACCES:
+            raise PermissionError(_errno.EACCES, "the reservation is read-only")
+        if rc == -EFAULT:
+            raise OSError(
+                _errno.EFAULT,
+                f"cannot copy {length} bytes at offset {start}: nothing is there (any more), as past a file's end",
+            )
+        if rc:
+            raise OSError(-rc, f"cannot copy {length} bytes at offset {start}: {_os.strerror(-rc)}")
+        return length
+
+    def read_into(self, buffer, *, offset=0):
+        """Copy from the reservation into a writable buffer, through the kernel: pread(2) for shared files, committed or
+        not, else process_vm_readv(2). The bytes copied.
+
+        OSError (EFAULT) where a load would end in a signal, ValueError where it is not committed, PermissionError where
+        a container's seccomp profile forbids process_vm_readv.
+        """
+        return self.copy(buffer, offset, False)
+
+    def write_from(self, buffer, *, offset=0):
+        """Copy from a buffer into the reservation, which has to be committed, through the kernel: pwrite(2) for shared
+        files, else process_vm_writev(2). The bytes copied. Errors as for read_into().
+        """
+        return self.copy(buffer, offset, True)
+
+    def residency(self, nbytes=None, *, offset=0):
+        """The kernel's word on the range, as :class:`Residency`: /proc/self/pagemap, PAGEMAP_SCAN where there is one
+        (Linux 6.7).
+
+        ``locked`` and ``dirty`` come from smaps, for the whole reservation only. OSError where /proc is not to be had.
+        """
+        cdef uint64_t start, length
+        self.check_open()
+        self.range_of(nbytes, offset, &start, &length)
+        return residency_of(self._address + start, length, length == self._size)
+
+    def close(self):
+        """Unmap it. BufferError while a view is exported or a commit under way. Closing twice is fine."""
+        cdef int rc
+        with nogil:
+            rc = reservation_close(self.c)
+        if rc:
+            raise BufferError("a view of the reservation is exported, or another thread is committing: close it later")
+
+    def __enter__(self):
+        self.check_open()
+        return self
+
+    def __exit__(self, *exc):
+        try:
+            self.close()
+        except BufferError:
+            if exc[0] is None:  # an exception in flight is not hidden, as in Arena
+                raise
+
+    @property
+    def size(self):
+        """Bytes reserved."""
+        return self._size
+
+    @property
+    def address(self):
+        """Where it begins."""
+        return self._address
+
+    @property
+    def page_size(self):
+        """The unit of commit and release: 4096, or what huge pages have."""
+        return self._page
+
+    @property
+    def backing(self):
+        """"anonymous", "memfd", "tmpfs", "hugetlbfs", "file" (on any other file system) or "device"."""
+        return self._backing
+
+    @property
+    def closed(self):
+        """Whether close() was called."""
+        cdef reservation_stats stats
+        reservation_get(self.c, &stats)
+        return stats.closed
+
+    @property
+    def committed(self):
+        """Bytes committed: the ledger; residency() is the kernel's word."""
+        cdef reservation_stats stats
+        reservation_get(self.c, &stats)
+        return stats.committed
+
+    def fileno(self):
+        """The descriptor of its file, which stays the reservation's. OSError (EBADF) where there is none."""
+        cdef int fd
+        self.check_open()
+        fd = reservation_fd(self.c)
+        if fd < 0:
+            raise OSError(EBADF, "anonymous memory has no file descriptor")
+        return fd
+
+    def __repr__(self):
+        if self.closed:
+            return "<arena.Reservation closed>"
+        return (
+            f"<arena.Reservation {self._backing}, {_errors.amount(self._size)} at {self._address:#x}, "
+            f"{_errors.amount(self.committed)} committed, pages of {_errors.amount(self._page)}>"
+        )
+
+
+# What _numpy.pyx makes arrays with: it says so when it is imported, which is at the first array.
+cdef array_maker make_array = NULL
+
+
+# --- arena -----------------------------------------------------------------------------------------------------------
+
+# All arenas, by their id, to know them by their addresses: see _numpy.pyx.
+_arenas = _weakref.WeakValueDictionary()
+
+
+@cython.final
+cdef class Arena:
+    """An allocator on a reservation: blocks from memory that is there.
+
+    Memory is committed by chunks as blocks need it, before alloc() returns, and kept when they are freed, so that the
+    next alloc() is index work of some 60 ns and no system call. Thread-safe; the GIL is released while memory is
+    populated.
+
+    Parameters
+    ----------
+    size
+        Bytes of address space, or "64GiB". It costs nothing until used, so ask for plenty.
+    chunk
+        Bytes that are committed and released at a time: a power of two from 4 KiB to 1 GiB. Below 2 MiB no huge pages.
+        None: 2 MiB, less for an arena that is smaller, more where its pages are larger.
+    populate
+        "write", or "read": the zero page until a block is first written, which then faults.
+    retain, decay
+        Free committed bytes to keep: None keeps all until trim(). What is beyond ``retain`` is released when blocks are
+        freed, at once or, with ``decay`` seconds, once it was free for that long.
+    headroom
+        Bytes that are to stay available to the rest of the machine or memory cgroup: a commit that would take them
+        fails.
+    path, fd, shared, backing, pages, lock, node, fork, dump, name
+        As for :class:`Reservation`. ``chunk`` is at least a page. With fork="share" the child of a fork uses and frees
+        the blocks there are, and the parent alone makes new ones. Blocks in a file that was there before hold what the
+        file does.
+
+    Raises as :class:`Reservation`.
+    """
+    def __cinit__(
+        self, size, *, chunk=None, populate="write", retain=None, decay=None, headroom=0,
+        path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False, node=None, fork=None,
+        dump=False, name=None,
+    ):
+        cdef Wanted wanted = Wanted(
+            size, headroom, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name
+        )
+        cdef arena_config config
+        cdef reservation_stats stats
+        cdef arena_error e
+        cdef int rc
+        if wanted.config.readonly:
+            raise ValueError("an arena is for writing: map a file read-only with Reservation(readonly=True)")
+        memset(&config, 0, sizeof(config))
+        config.reservation = wanted.config
+        config.chunk = 0 if chunk is None else positive(chunk, "chunk")
+        config.read_only_populate = not for_writing(populate)
+        config.retain = UINT64_MAX if retain is None else parse_size(retain, "retain")
+        config.decay_ns = 0
+        if decay is not None:
+            if not isinstance(decay, (int, float)) or not 0 <= decay < 1e9:
+                raise ValueError(f"decay must be a number of seconds or None, not {decay!r}")
+            if retain is None:
+                raise ValueError("decay says when memory beyond `retain` is released: give retain= too (0: keep none)")
+            config.decay_ns = <uint64_t>(decay * 1e9)
+        with nogil:
+            rc = arena_create(&config, &self.c, &e)
+        if rc:
+            raise as_reserve_exception(rc, &e, &wanted.config)
+        reservation_get(arena_reservation(self.c), &stats)
+        self._size, self._page, self._address = stats.size, stats.page_size, stats.address
+        self._backing = stats.backing.decode()
+        self._is_shared_with_children = stats.shared and wanted.config.fork != ARENA_FORK_DROP
+        self.epoch_at = arena_epoch(self.c)
+        _arenas[id(self)] = self
+
+    def __dealloc__(self):
+        # Blocks hold a reference, so there are none.
+        if self.c != NULL:
+            with nogil:
+                arena_destroy(self.c)
+
+    def alloc(self, nbytes, *, align=64, bint zero=False, bint grow=True):
+        """A new :class:`Block` of ``nbytes`` that are present: writing them faults on nothing.
+
+        ``align``: a power of two up to the chunk. ``zero``: all bytes are 0 (nothing is cleared that is known to be
+        zero); else they may be what an earlier block left. ``grow=False``: from committed memory only, without any
+        system call.
+
+        Raises ArenaFullError (a MemoryError) where no free range is that large, CommitError where the machine or
+        cgroup has not the memory, ValueError once the arena is closed.
+        """
+        cdef int overflow = 0
+        cdef long long given = PyLong_AsLongLongAndOverflow(nbytes, &overflow) if type(nbytes) is int else 0
+        return new_block(
+            self, <uint64_t>given if given > 0 else positive(nbytes, "nbytes"), step_of(self, align), zero, grow
+        )
+
+    def empty(self, shape, dtype=float, order="C", *, align=64):
+        """A new NumPy array, uninitialised. It owns its block, which is freed with the last view of it, in whichever
+        thread; it outlives close(), and as it holds an export, the arena says BufferError to reset() while it lives.
+
+        ``order``: "C" or "F". ``align``: as for alloc(). Arrays of 0 bytes are NumPy's own.
+
+        ValueError for dtypes with Python objects or variable-width strings in them; ImportError without NumPy; else as
+        alloc().
+        """
+        return maker()(self, shape, dtype, order, align, False)
+
+    def zeros(self, shape, dtype=float, order="C", *, align=64):
+        """As empty(), of zeros. Memory that is known to be zero is not written."""
+        return maker()(self, shape, dtype, order, align, True)
+
+    def full(self, shape, fill_value, dtype=None, order="C", *, align=64):
+        """As empty(), of one value, and by default of its dtype."""
+        return _arrays.full(self, shape, fill_value, dtype, order, align)
+
+    def empty_like(self, prototype, dtype=None, order="K", *, shape=None, align=64):
+        """As empty(), with the shape and dtype of an array unless said otherwise.
+
+        ``order``: also "K", that of the prototype as nearly as can be, and "A", "F" if the prototype is in Fortran's
+        order only, else "C".
+        """
+        return _arrays.empty_like(self, prototype, dtype, order, shape, align)
+
+    def array(self, obj, dtype=None, order="K", *, align=64):
+        """A copy of ``obj``, which is an array or anything that NumPy makes one of; subclasses become plain arrays.
+
+        ``order`` as for empty_like(), errors as for empty() and np.array. What is not an array yet, or needs a dtype
+        other than a plain number's, becomes one outside of the arena first.
+        """
+        return _arrays.array(self, obj, dtype, order, align)
+
+    def numpy_allocations(self, *, overflow="raise"):
+        """A context manager, or decorator: what NumPy allocates in this context is in the arena (NEP 49), see
+        :mod:`arena.nep49`.
+
+        ``overflow``: what the arena cannot give is a MemoryError of NumPy's, whose reason is in :attr:`last_error`
+        ("raise"), or memory of malloc, counted in stats() ("malloc"). Arrays live on after the ``with``, and after
+        close().
+        """
+        from . import nep49  # which imports this module
+
+        return nep49.allocations(self, overflow=overflow)
+
+    @property
+    def last_error(self):
+        """Why NumPy was last refused memory of this arena, or given malloc's instead: the exception that alloc() would
+        have raised. None: it never was."""
+        cdef arena_error e
+        cdef int rc
+        with nogil:
+            rc = heap_why(self.c, &e)
+        return as_exception(rc, &e) if rc else None
+
+    def warm(self, nbytes, *, threads=None, progress=None):
+        """Have ``nbytes`` of free memory committed in one piece, and with it the index that blocks of 4 KiB in it need.
+
+        It is kept, whatever ``retain`` says, until trim(). After a fork this makes all that is committed this
+        process's own again. ``threads`` and ``progress`` as for Reservation.commit(); errors as for alloc().
+        """
+        cdef uint64_t n = positive(nbytes, "nbytes")
+        cdef unsigned count = thread_count(threads)
+        cdef Ticker ticker = Ticker(progress)
+        cdef arena_tick function = ticker.function()
+        cdef arena_error e
+        cdef int rc
+        with nogil:
+            rc = arena_warm(self.c, n, count, function, <void *>ticker, &e)
+        ticker.raise_caught()
+        if rc:
+            raise as_exception(rc, &e)
+
+    def trim(self, keep=0):
+        """Give free committed memory back to the machine now, whole chunks, until at most about ``keep`` bytes of it
+        are left. The bytes given back.
+        """
+        cdef uint64_t freed = 0, n = parse_size(keep, "keep")
+        cdef arena_error e
+        cdef int rc
+        with nogil:
+            rc = arena_trim(self.c, n, &freed, &e)
+        if rc:
+            raise as_exception(rc, &e)
+        return freed
+
+    def reset(self):
+        """Free every block at once. BufferError while any of them is exported or being committed."""
+        cdef int rc
+        if arena_is_closed(self.c):
+            raise ValueError("the arena is closed")
+        cdef uint32_t forks = forks_count
+        if not users_hold(&self.users, forks):
+            raise BufferError("a view of a block is exported: drop it before reset()")
+        try:
+            with nogil:
+                rc = arena_reset_pinned(self.c)
+        finally:
+            users_let_go(&self.users, forks, forks_count)
+        if rc:
+            raise BufferError(
+                "a block is being committed by another thread (or further up the stack), or arrays that NumPy "
+                "allocated here (numpy_allocations) are alive: reset() later"
+            )
+
+    def close(self, *, bint strict=False):
+        """No new blocks from now on. Free memory goes back at once; blocks and arrays that are alive stay so, their
+        memory goes back when they are freed, and the mapping with the last of them. Closing twice is fine.
+
+        ``strict``: BufferError, and nothing happens, while any block is alive; it says how many, which, and how large.
+        BufferError in any case while another thread commits memory, or a callback further up the stack.
+        """
+        cdef int rc
+        if arena_is_closed(self.c) and not strict:
+            return
+        with nogil:
+            rc = arena_close(self.c, strict)
+        if rc == -ENOTEMPTY:
+            raise BufferError(_errors.alive(list(self.blocks())))
+        if rc:
+            raise BufferError("another thread is committing or releasing memory of this arena: close it later")
+
+    def __enter__(self):
+        if arena_is_closed(self.c):
+            raise ValueError("the arena is closed")
+        return self
+
+    def __exit__(self, *exc):
+        try:
+            self.close()
+        except BufferError:
+            if exc[0] is None:  # an exception in flight is not hidden
+                raise
+
+    def stats(self):
+        """The ledger, as :class:`Stats`: exact when no other thread is inside the arena."""
+        cdef arena_stats s
+        with nogil:
+            arena_get(self.c, &s)
+        return Stats(
+            s.reserved, s.committed, s.live, s.free_committed, s.blocks, s.peak_committed, s.peak_live, s.commits,
+            s.releases, s.commit_ns / 1e9, s.release_ns / 1e9, s.largest_free,
+            1.0 - s.largest_free / <double>s.free if s.free else 0.0, s.overflows,
+        )
+
+    def blocks(self):
+        """(offset, nbytes) of every block in address order, nbytes rounded up to 64: a snapshot, in which blocks that
+        other threads make or free meanwhile may be or not."""
+        cdef uint64_t cursor = 0
+        cdef arena_block some[256]
+        cdef size_t i, n
+        found = []
+        while cursor != UINT64_MAX:
+            with nogil:
+                n = arena_blocks(self.c, &cursor, some, 256)
+            for i in range(n):
+                found.append((some[i].offset, some[i].bytes))
+        return iter(found)
+
+    def residency(self):
+        """The kernel's word on the whole arena, as :class:`Residency`."""
+        if arena_is_closed(self.c):
+            raise ValueError("the arena is closed")
+        return residency_of(self._address, self._size, True)
+
+    @property
+    def size(self):
+        """Bytes reserved."""
+        return self._size
+
+    @property
+    def address(self):
+        """Where it begins."""
+        return self._address
+
+    @property
+    def page_size(self):
+        """4096, or what huge pages have."""
+        return self._page
+
+    @property
+    def chunk(self):
+        """Bytes that are committed and released at a time."""
+        return arena_chunk(self.c)
+
+    @property
+    def backing(self):
+        """As Reservation.backing."""
+        return self._backing
+
+    @property
+    def closed(self):
+        """Whether close() was called."""
+        return arena_is_closed(self.c)
+
+    def __repr__(self):
+        if arena_is_closed(self.c):
+            return "<arena.Arena closed>"
+        s = self.stats()
+        return (
+            f"<arena.Arena {_errors.amount(s.reserved)} reserved, {_errors.amount(s.committed)} committed, "
+            f"{_errors.amount(s.live)} live in {s.blocks} blocks>"
+        )
+
+
+# --- block -----------------------------------------------------------------------------------------------------------
+
+# Not in a cycle, and so spared the garbage collector: a Block refers to an Arena, which refers to nothing, and
+# neither can be subclassed or given attributes.
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class Block:
+    """Memory of an arena, as a buffer of bytes (PEP 3118). Made by Arena.alloc(); freed by free(), ``with`` or with
+    the object.
+
+    It keeps its arena mapped. While a buffer of it is exported it cannot be freed. One thing no library can see:
+    np.ndarray(buffer=block), torch.frombuffer(block) and torch.asarray(block) keep the block but no export, so after an
+    explicit free() they read reused memory. np.frombuffer(block) and torch.from_dlpack(block) hold one.
+
+    Pickle takes it from protocol 5 on. Out of band (``buffer_callback=``) nothing is copied, the PickleBuffer holds an
+    export, and loads() gives back the very buffer that the receiver has put into ``buffers=``, such as a Block of its
+    own. In band the bytes are copied, and come back as a bytearray. With lower protocols, and in the copy module, it
+    is a TypeError.
+    """
+    def __dealloc__(self):
+        cdef c_bool due = False
+        if self._arena is None:
+            return
+        if self.lent:
+            unpin(self)
+        if users_closed(&self.users) or arena_give(self._arena.c, self.handle, &due) != 0:
+            due = arena_unpin(self._arena.c)  # freed before, by free() or reset(): the mapping stayed for this object
+        if due:
+            with nogil:
+                arena_collect(self._arena.c)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        if not pin(self):
+            raise BufferError(
+                "the block was freed" if users_closed(&self.users)
+                else "the block was freed (its arena was reset)" if self.freed
+                else "the block is being resized, or its arena reset"
+            )
+        fill_view(self, view, flags, self.ptr, &self.size, False)
+
+    def __releasebuffer__(self, Py_buffer *view):
+        unpin(self)
+
+    def free(self):
+        """Free the memory now. BufferError while it is exported, ValueError if it was freed before."""
+        cdef c_bool due = False
+        cdef arena_handle *c = self._arena.c
+        if not users_close(&self.users, forks_count):
+            if users_closed(&self.users):
+                raise ValueError("the block was freed before")
+            raise BufferError("a view of the block is exported (or it is being resized): drop it before free()")
+        if arena_give_pinned(c, self.handle, &due) != 0:
+            raise ValueError("the block was freed before (its arena was reset)")
+        if due:
+            with nogil:
+                arena_collect(c)
+
+    def resize(self, nbytes):
+        """Make it larger or smaller where it is. ArenaFullError if what lies behind it is not free, BufferError while
+        it is exported; else as Arena.alloc(). New bytes may be what an earlier block left.
+        """
+        cdef uint64_t n = positive(nbytes, "nbytes")
+        cdef Ticker ticker = Ticker(None)
+        cdef arena_tick function = ticker.function()
+        cdef arena_block b
+        cdef arena_error e
+        cdef int rc
+        cdef uint32_t forks = forks_count
+        if not users_hold(&self.users, forks):
+            if users_closed(&self.users):
+                raise ValueError("the block was freed before")
+            raise BufferError("a view of the block is exported: drop it before resize()")
+        try:
+            with nogil:
+                rc = arena_resize(self._arena.c, self.handle, n, function, <void *>ticker, &b, &e)
+            if rc == 0:
+                self.size = n
+        finally:
+            users_let_go(&self.users, forks, forks_count)
+        ticker.raise_caught()
+        if rc == -ENOSPC and (<bytes>e.op) == b"resize":
+            raise _errors.full_error(
+                {"offset": self.offset, "requested": n, "committed": self._arena.stats().committed, "available": None},
+                grow=True,
+            )
+        if rc == -EINVAL and (<bytes>e.op) == b"resize":
+            raise ValueError("the block was freed before (its arena was reset), or the size is beyond the arena's")
+        if rc:
+            raise as_exception(rc, &e)
+
+    @property
+    def nbytes(self):
+        """Bytes asked for."""
+        return self.size
+
+    @property
+    def address(self):
+        """Where it begins."""
+        return <uint64_t>self.ptr
+
+    @property
+    def offset(self):
+        """The same, from the arena's address."""
+        return <uint64_t>self.ptr - self._arena._address
+
+    @property
+    def arena(self):
+        """The arena it is of."""
+        return self._arena
+
+    @property
+    def freed(self):
+        """Whether its memory was freed, by free() or the arena's reset()."""
+        return users_closed(&self.users) or self.epoch != arena_load64(self._arena.epoch_at)
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, key):
+        return memoryview(self)[key]
+
+    def __setitem__(self, key, value):
+        memoryview(self)[key] = value
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """A DLPack capsule, for from_dlpack() of NumPy, PyTorch and others: a tensor of uint8 on the CPU, versioned
+        (1.0) if ``max_version`` says that the consumer can have it so. It holds an export until the consumer is done.
+
+        ``copy=True``: of a new block in the same arena, else of this one.
+
+        Raises BufferError if the block was freed or for a ``dl_device`` that is not the CPU, ValueError for a
+        ``stream``; with ``copy=True`` also as Arena.alloc().
+        """
+        return dlpack_export(self, stream, max_version, dl_device, copy)
+
+    def __dlpack_device__(self):
+        """(1, 0): the CPU."""
+        return DL_CPU, 0
+
+    def __reduce_ex__(self, protocol):
+        if protocol < 5:
+            raise TypeError(
+                "a Block goes through pickle with protocol 5 or later (pickle.dumps(block, protocol=5)), and not "
+                "through the copy module. multiprocessing and concurrent.futures use an earlier one: send them "
+                "bytes(block), which is a copy, or let processes that you fork use the same memory, of "
+                "Arena(size, shared=True)"
+            )
+        # What comes out is what went in: a callable of the standard library, so that a receiver needs no arena.
+        return _operator.getitem, ((PyPickleBuffer_FromObject(self),), 0)
+
+    def __enter__(self):
+        if self.freed:
+            raise ValueError("the block was freed before")
+        return self
+
+    def __exit__(self, *exc):
+        if self.freed:
+            return
+        try:
+            self.free()
+        except BufferError:
+            # The traceback of an exception in flight may be what holds the views: it is not hidden by this one, and the
+            # memory goes with the last of them.
+            if exc[0] is None:
+                raise
+
+    def __repr__(self):
+        if self.freed:
+            return "<arena.Block freed>"
+        return f"<arena.Block of {self.size} bytes at offset {self.offset}>"
+
+
+cdef bint pin(Block self) noexcept:
+    # The arena's word first: while it is pinned no reset can begin, so the epoch stands still.
+    if users_pin(&self._arena.users, forks_count):
+        if users_pin(&self.users, forks_count):
+            if self.epoch == arena_load64(self._arena.epoch_at):
+                return True
+            users_unpin(&self.users)
+        users_unpin(&self._arena.users)
+    return False
+
+
+cdef inline void unpin(Block self) noexcept:
+    users_unpin(&self.users)
+    users_unpin(&self._arena.users)
+
+
+# --- how they are made
+
+cdef clear(Block block, uint64_t nbytes):
+    cdef Arena self = block._arena
+    cdef uint32_t forks = forks_count
+    # While we are inside there is no reset, after which this would be another's memory.
+    if not users_enter(&self.users, forks):
+        raise BufferError("the arena is being reset")
+    if block.epoch == arena_load64(self.epoch_at):
+        if nbytes > 1 << 20:  # 20 µs: below, to give the GIL away and get it back would be much of it
+            with nogil:
+                arena_zero(block.ptr, nbytes)
+        else:
+            arena_zero(block.ptr, nbytes)
+    users_leave(&self.users, forks, forks_count)
+
+
+# The object is there before its memory, for there may be no memory for the object.
+cdef inline void fill_in(Block block, Arena self, arena_block *b, uint64_t nbytes, uint64_t epoch) noexcept:
+    block._arena = self
+    block.handle = b.handle
+    block.ptr = <char *>b.address
+    block.size = nbytes
+    block.epoch = epoch
+
+
+cdef uint64_t step_of(Arena self, align) except 0:
+    cdef uint64_t step = 64
+    if align != 64:
+        step = alignment(align)
+        if step > arena_chunk(self.c):
+            raise ValueError(f"align must be at most the arena's chunk ({arena_chunk(self.c)}), not {align!r}")
+    return step
+
+
+cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
+    cdef arena_block b
+    # Before the block: a reset between the two frees it, and the epoch of afterwards would say that it lives.
+    cdef uint64_t epoch = arena_load64(self.epoch_at)
+    cdef Block block = Block.__new__(Block)
+    if arena_try(self.c, nbytes, align, &b):
+        return slow_alloc(self, nbytes, align, zero, grow)
+    fill_in(block, self, &b, nbytes, epoch)
+    if zero and b.dirty:
+        clear(block, b.dirty)
+    return block
+
+
+cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
+    cdef Ticker ticker = Ticker(None)
+    cdef arena_tick function = ticker.function()
+    cdef arena_block b
+    cdef arena_error e
+    cdef uint64_t epoch = arena_load64(self.epoch_at)
+    cdef unsigned flags = 0 if grow else ARENA_NO_GROW
+    cdef Block block = Block.__new__(Block)
+    cdef int rc
+    if nbytes > self._size:
+        e.op, e.offset, e.requested, e.err = b"alloc", 0, nbytes, ENOSPC
+        stats = self.stats()
+        e.committed, e.available = stats.committed, stats.largest_free
+        raise as_exception(-ENOSPC, &e, True)
+    with nogil:
+        rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>ticker, &b, &e)
+    if rc == 0:
+        fill_in(block, self, &b, nbytes, epoch)
+    ticker.raise_caught()
+    if rc:
+        raise as_exception(rc, &e, grow)
+    if zero and b.dirty:
+        clear(block, b.dirty)
+    return block
+
+
+cdef extern from *:
+    """
+    /* Py_TPFLAGS_DISALLOW_INSTANTIATION, for a type that Cython has made: neither Type() nor Type.__new__(Type). */
+    static int arena_only_made_by_us(PyTypeObject *type) {
+    #if PY_VERSION_HEX >= 0x030C0000
+        PyObject *dict = PyType_GetDict(type);
+    #else
+        PyObject *dict = Py_NewRef(type->tp_dict);
+    #endif
+        int rc = PyDict_DelItemString(dict, "__new__");
+        Py_DECREF(dict);
+        type->tp_new = NULL;
+        type->tp_vectorcall = NULL;
+        type->tp_flags |= Py_TPFLAGS_DISALLOW_INSTANTIATION;
+        PyType_Modified(type);
+        return rc;
+    }
+    """
+    int arena_only_made_by_us(type) except -1
+
+arena_only_made_by_us(Block)
+arena_only_made_by_us(RangeView)
+
+
+# --- DLPack ----------------------------------------------------------------------------------------------------------
+
+# A block as a DLPack tensor: one dimension of uint8 on the CPU. The structures are those of dlpack.h 1.0, and of 0.8
+# for consumers that do not ask for a version; https://dmlc.github.io/dlpack/latest/python_spec.html says who does what.
+
+cdef struct DLPackVersion:
+    uint32_t major, minor
+
+cdef struct DLDevice:
+    int32_t device_type  # an enum there
+    int32_t device_id
+
+cdef struct DLDataType:
+    uint8_t code, bits
+    uint16_t lanes
+
+cdef struct DLTensor:
+    void *data
+    DLDevice device
+    int32_t ndim
+    DLDataType dtype
+    int64_t *shape
+    int64_t *strides
+    uint64_t byte_offset
+
+cdef struct DLManagedTensor:
+    DLTensor dl_tensor
+    void *manager_ctx
+    void (*deleter)(DLManagedTensor *) noexcept nogil
+
+cdef struct DLManagedTensorVersioned:
+    DLPackVersion version
+    void *manager_ctx
+    void (*deleter)(DLManagedTensorVersioned *) noexcept nogil
+    uint64_t flags
+    DLTensor dl_tensor
+
+cdef enum:
+    DL_CPU = 1
+    DL_UINT = 1
+    DL_IS_COPIED = 1 << 1
+
+# What a consumer holds: one piece of malloc's memory, which needs no interpreter to be freed.
+cdef struct Lent:
+    Py_buffer view  # the export, and a reference to the block
+    int64_t shape, stride
+    DLManagedTensor plain
+    DLManagedTensorVersioned versioned
+
+
+cdef void dlpack_return(Lent *lent) noexcept:
+    PyBuffer_Release(&lent.view)
+    free(lent)
+
+
+cdef void dlpack_return_with_gil(Lent *lent) noexcept with gil:
+    dlpack_return(lent)
+
+
+# Called on any thread, with the GIL or without. Once there is no interpreter (any more) to attach to, the block is left
+# to the end of the process: whoever asks a finalizing interpreter for the GIL never comes back.
+cdef void dlpack_return_from_anywhere(void *lent) noexcept nogil:
+    if Py_IsInitialized() and not arena_finalizing():
+        dlpack_return_with_gil(<Lent *>lent)
+
+
+cdef void dlpack_delete(DLManagedTensor *tensor) noexcept nogil:
+    dlpack_return_from_anywhere(tensor.manager_ctx)
+
+
+cdef void dlpack_delete_versioned(DLManagedTensorVersioned *tensor) noexcept nogil:
+    dlpack_return_from_anywhere(tensor.manager_ctx)
+
+
+# The capsule's reference count is 0 here, so it must not become an object of Cython's. A consumer that takes the tensor
+# renames the capsule, and calls the deleter when it is done.
+cdef void dlpack_drop_capsule(PyObject *capsule) noexcept:
+    if PyCapsule_IsValid(capsule, "dltensor") or PyCapsule_IsValid(capsule, "dltensor_versioned"):
+        dlpack_return(<Lent *>PyCapsule_GetContext(capsule))
+
+
+cdef dlpack_capsule(Block block, bint versioned, bint copied):
+    cdef Lent *lent = <Lent *>calloc(1, sizeof(Lent))
+    cdef DLTensor *tensor
+    if lent == NULL:
+        raise MemoryError("no memory for a DLPack capsule")
+    try:
+        PyObject_GetBuffer(block, &lent.view, PyBUF_WRITABLE)
+    except BaseException:
+        free(lent)
+        raise
+    lent.shape, lent.stride = lent.view.len, 1
+    tensor = &lent.versioned.dl_tensor if versioned else &lent.plain.dl_tensor
+    tensor.data = lent.view.buf
+    tensor.device.device_type = DL_CPU
+    tensor.ndim = 1
+    tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes = DL_UINT, 8, 1
+    tensor.shape, tensor.strides = &lent.shape, &lent.stride
+    lent.plain.manager_ctx = lent.versioned.manager_ctx = lent
+    lent.plain.deleter, lent.versioned.deleter = dlpack_delete, dlpack_delete_versioned
+    lent.versioned.version.major = 1
+    lent.versioned.flags = DL_IS_COPIED if copied else 0
+    try:
+        if versioned:
+            capsule = PyCapsule_New(&lent.versioned, "dltensor_versioned", dlpack_drop_capsule)
+        else:
+            capsule = PyCapsule_New(&lent.plain, "dltensor", dlpack_drop_capsule)
+    except BaseException:
+        dlpack_return(lent)
+        raise
+    PyCapsule_SetContext(capsule, lent)
+    return capsule
+
+
+cdef pair_of_ints(value, what):
+    """(int, int), or a TypeError."""
+    if isinstance(value, tuple) and len(value) == 2:
+        return _operator.index(value[0]), _operator.index(value[1])
+    raise TypeError(f"{what} must be a tuple of two ints or None, not {value!r}")
+
+
+cdef dlpack_export(Block block, stream, max_version, dl_device, copy):
+    versioned = max_version is not None and pair_of_ints(max_version, "max_version") >= (1, 0)
+    if stream is not None:
+        raise ValueError(f"stream must be None for memory of the CPU, not {stream!r}")
+    if dl_device is not None and pair_of_ints(dl_device, "dl_device") != (DL_CPU, 0):
+        raise BufferError(f"a block is memory of the CPU, DLPack device ({DL_CPU}, 0), and not of {dl_device!r}")
+    if copy is None or copy is False:
+        return dlpack_capsule(block, versioned, False)
+    if copy is not True:
+        raise TypeError(f"copy must be True, False or None, not {copy!r}")
+    return dlpack_capsule(copy_of(block), versioned, True)
+
+
+cdef Block copy_of(Block block):
+    """A new block of the same arena that holds the same."""
+    cdef Py_buffer source
+    cdef Block copied
+    PyObject_GetBuffer(block, &source, PyBUF_SIMPLE)
+    try:
+        copied = block._arena.alloc(source.len)
+        # The export of the one keeps the arena from being reset, and so the other's memory its own.
+        with nogil:
+            memcpy(copied.ptr, source.buf, source.len)
+    finally:
+        PyBuffer_Release(&source)
+    return copied
+
+
+# --- module ----------------------------------------------------------------------------------------------------------
 
 
 def get_include():
@@ -64,6 +1477,42 @@ def _probe():
     with nogil:
         os_probe(&p)
     return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False), "thp_shared": os_thp_allowed(2 << 20, True)}
+
+
+cdef void set_array_maker(array_maker made) noexcept:
+    global make_array
+    make_array = made
+
+
+cdef array_maker maker() except NULL:
+    if make_array == NULL:
+        from . import _numpy as _  # which calls set_array_maker()
+    return make_array
+
+
+# For _numpy.pyx and _realtime.pyx, which link none of the core.
+
+cdef const void *heap_interface() noexcept nogil:
+    return <const void *>&heap_malloc_interface
+
+
+cdef const uint32_t *forks_counter() noexcept nogil:
+    return &forks_count
+
+
+cdef int ring_memory(
+    uint64_t nbytes, bint lock, const char *name, arena_tick tick, void *arg, void *out, arena_error *e
+) noexcept nogil:
+    return mirror_create(nbytes, lock, name, tick, arg, <mirror *>out, e)
+
+
+cdef void ring_memory_destroy(void *m) noexcept nogil:
+    mirror_destroy(<mirror *>m)
+
+
+def overcommit_mode():
+    """vm.overcommit_memory."""
+    return os_overcommit_mode()
 
 
 cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:

@@ -157,3 +157,15 @@ def pool_empty_error(nbytes: int, count: int) -> ArenaFullError:
     error = ArenaFullError(f"all {count} blocks of the pool, of {amount(nbytes)} each, are taken; {hint}")
     _fill(error, "take", {"requested": nbytes, "available": 0}, hint)
     return error
+
+
+def alive(blocks: list[tuple[int, int]]) -> str:
+    """What keeps an arena from being closed: its blocks, as (offset, nbytes)."""
+    n = len(blocks)
+    which = ", ".join(f"{amount(nbytes)} at offset {offset}" for offset, nbytes in blocks[:8])
+    more = "" if n <= 8 else f", and {n - 8} more"
+    total = amount(sum(nbytes for _, nbytes in blocks))
+    return (
+        f"{n} block{'s' * (n != 1)} of {total} in all {'are' if n != 1 else 'is'} alive: {which}{more}; drop what "
+        "holds them, or close() without strict: what is alive stays alive"
+    )

@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
-from . import _core
+from . import _numpy
 from ._core import Arena
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ def _handler(arena: Arena, overflow: _Overflow) -> object:
         raise ValueError(f"overflow must be 'raise' or 'malloc', not {overflow!r}")
     if arena.closed:
         raise ValueError("the arena is closed")
-    return _core.numpy_handler(arena, overflow == "malloc")
+    return _numpy.numpy_handler(arena, overflow == "malloc")
 
 
 @contextmanager
 def allocations(arena: Arena, *, overflow: _Overflow = "raise") -> Generator[Arena, None, None]:
     """What :meth:`Arena.numpy_allocations` is. Where it is left in another context than it was entered in (an
     asynchronous generator that is closed elsewhere), that one's allocator is left alone."""
-    before = _core.swap_numpy_handler(_handler(arena, overflow))
+    before = _numpy.swap_numpy_handler(_handler(arena, overflow))
     token = _mark.set(arena)
     try:
         yield arena
@@ -67,36 +67,36 @@ def allocations(arena: Arena, *, overflow: _Overflow = "raise") -> Generator[Are
         except ValueError:  # made in a different Context
             pass
         else:
-            _core.swap_numpy_handler(before)
+            _numpy.swap_numpy_handler(before)
 
 
 def install(arena: Arena, *, overflow: _Overflow = "raise") -> None:
     """What NumPy allocates from now on in the current context, and in copies of it, is in the arena."""
-    _core.swap_numpy_handler(_handler(arena, overflow))
+    _numpy.swap_numpy_handler(_handler(arena, overflow))
 
 
 def uninstall() -> None:
     """NumPy's own allocator again, in the current context."""
-    _core.swap_numpy_handler(None)
+    _numpy.swap_numpy_handler(None)
 
 
 def installed() -> Arena | None:
     """The arena that NumPy allocates in now, in this context."""
-    return _core.arena_of_numpy_handler(_core.numpy_handler_of_now())
+    return _numpy.arena_of_numpy_handler(_numpy.numpy_handler_of_now())
 
 
 def carried(function: Callable[P, R]) -> Callable[P, R]:
     """The function, with NumPy's allocator of here and now, whichever thread calls it:
     ``Thread(target=carried(work))``, ``pool.map(carried(work), items)``."""
-    handler = _core.numpy_handler_of_now()
+    handler = _numpy.numpy_handler_of_now()
 
     @functools.wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        before = _core.swap_numpy_handler(handler)
+        before = _numpy.swap_numpy_handler(handler)
         try:
             return function(*args, **kwargs)
         finally:
-            _core.swap_numpy_handler(before)
+            _numpy.swap_numpy_handler(before)
 
     return inside
 
@@ -107,4 +107,4 @@ def arena_of(array: NDArray[Any]) -> Arena | None:
         address = array.__array_interface__["data"][0]
     except (AttributeError, KeyError, TypeError):
         raise TypeError(f"a NumPy array is wanted, not {type(array).__name__}") from None
-    return _core.arena_at(address)
+    return _numpy.arena_at(address)

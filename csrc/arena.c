@@ -33,7 +33,17 @@ static void fork_parent(void *self) {
 static void fork_child(void *self) {
     struct arena *a = self;
     lock_reset(&a->lock);
-    if (a->unmapped) return;
+    if (a->unmapped) {
+        /* The thread that was to do it stayed with the parent. */
+        a->reservation.refuse = -ESHUTDOWN;
+        if (a->reservation.base) reservation_after_fork_child(&a->reservation);
+        if (a->destroyed) {
+            forks_forget(&a->watch);
+            arena_index_free(a);
+            free(a);
+        }
+        return;
+    }
     reservation_after_fork_child(&a->reservation);
     if (a->reservation.dropped && !a->refuse) a->refuse = -ENOTCONN;
     if (a->reservation.fork == OS_FORK_SHARE) {
@@ -110,6 +120,7 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     struct arena *a = calloc(1, sizeof *a);
     if (!a) return arena_explain(error, -ENOMEM, "malloc", sizeof *a, UINT64_MAX);
     memset((void *)a, 0, sizeof *a); /* calloc's pages may be promises too */
+    a->lock.rank = LOCK_RANK_ARENA;
     a->retain = c.retain;
     a->decay_ns = c.decay_ns;
     a->now_ns = c.now_ns ? c.now_ns : default_now;
@@ -148,18 +159,21 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     return 0;
 }
 
-int arena_close(arena *a) {
+int arena_close(arena *a, bool strict) {
+    int rc = 0;
     lock_take(&a->lock);
-    if (!a->unmapped && (a->pending || reservation_busy(&a->reservation))) {
-        lock_drop(&a->lock);
-        return -EBUSY;
+    if (!a->unmapped && (a->pending || reservation_busy(&a->reservation))) rc = -EBUSY;
+    if (rc == 0 && strict && a->index.blocks) rc = -ENOTEMPTY;
+    if (rc == 0) {
+        __atomic_store_n(&a->refuse, -ESHUTDOWN, __ATOMIC_RELAXED);
+        a->retain = a->floor = a->decay_ns = 0; /* nobody will want again what is free */
     }
-    a->refuse = -ESHUTDOWN;
-    bool unmap = arena_last_one(a);
     lock_drop(&a->lock);
-    if (unmap) (void)reservation_fini(&a->reservation);
-    return 0;
+    if (rc == 0) (void)arena_collect(a);
+    return rc;
 }
+
+bool arena_is_closed(const arena *a) { return __atomic_load_n(&a->refuse, __ATOMIC_RELAXED) == -ESHUTDOWN; }
 
 int arena_destroy(arena *a) {
     lock_take(&a->lock);
@@ -168,10 +182,10 @@ int arena_destroy(arena *a) {
         lock_drop(&a->lock);
         return -EBUSY;
     }
-    a->unmapped = true;
+    a->unmapped = a->destroyed = true;
     a->refuse = -ESHUTDOWN;
     lock_drop(&a->lock);
-    if (mapped) (void)reservation_fini(&a->reservation);
+    if (mapped) (void)reservation_close(&a->reservation);
     forks_hold();
     forks_forget(&a->watch);
     arena_index_free(a);
@@ -297,9 +311,7 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
             }
             (void)freelist_free(f, b->handle);
             undo_use(a, offset, size, before);
-            bool unmap = arena_last_one(a);
-            lock_drop(&a->lock);
-            if (unmap) (void)reservation_fini(&a->reservation);
+            arena_unlock(a);
             return rc ? rc : arena_explain(error, -ECANCELED, "reset", bytes, UINT64_MAX);
         }
         if (rc == -ENOSPC && error) {
@@ -361,9 +373,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             } else if (freelist_get(f, handle, &b) != 0 || b.size != granules_of(bytes)) { /* by another, meanwhile */
                 rc = arena_explain(error, -ECANCELED, "resize", bytes, UINT64_MAX);
             }
-            bool unmap = arena_last_one(a);
-            lock_drop(&a->lock);
-            if (unmap) (void)reservation_fini(&a->reservation);
+            arena_unlock(a);
             describe(a, &b, out);
             if (was != STALE) out->dirty = dirty_part(a, virgin, &b);
             return rc;
@@ -391,9 +401,7 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void
     rc = reservation_repopulate(&a->reservation, 0, size, threads, tick, arg, error);
     lock_take(&a->lock);
     LIST_REMOVE(a->pending, &here);
-    bool unmap = arena_last_one(a);
-    lock_drop(&a->lock);
-    if (unmap) (void)reservation_fini(&a->reservation);
+    arena_unlock(a);
     if (rc == 0) rc = alloc_locked(a, bytes, FREELIST_GRANULE, HOLD, &how, &b, &unused, error);
     if (rc) return rc;
     if (b.size) (void)freelist_free(&a->index, b.handle);

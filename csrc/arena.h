@@ -75,11 +75,15 @@ struct reservation_stats {
     const char *backing; /* "anonymous", "memfd", "tmpfs", "hugetlbfs", "file", "device" */
     bool lazy; /* PROT_NONE until committed: overcommit mode 2, RLIMIT_DATA */
     bool dropped; /* this is the child of a fork and the memory was not inherited */
+    bool closed;
     bool shared, readonly;
 };
 
 int reservation_create(const struct reservation_config *config, reservation **out, struct arena_error *error);
-/* -EBUSY while a commit or release is under way. */
+/* Unmaps it; afterwards all that is asked of it is -ESHUTDOWN. -EBUSY while a commit or release is under way or somebody
+ * looks at what is committed. Closing twice is fine. */
+int reservation_close(reservation *r);
+/* The same, and frees `r`, which nobody may use any more. */
 int reservation_destroy(reservation *r);
 void reservation_get(reservation *r, struct reservation_stats *out);
 /* Its file, which stays its own; -1: there is none. Others may use it from now on. */
@@ -91,7 +95,8 @@ int reservation_fd(reservation *r);
  * nothing behind the page. -EHWPOISON. -EACCES: for writing, of a read-only reservation. -ENOMEM,
  * -EPERM of op "mlock": RLIMIT_MEMLOCK. -EOPNOTSUPP: holes in a file
  * system that cannot allocate. -EDEADLK: called from the tick of a commit of the same range, or of one whose
- * caller's tick waits for this thread's. What tick returned. -EINVAL: not in the reservation. -ENOTCONN: dropped at fork. */
+ * caller's tick waits for this thread's. What tick returned. -EINVAL: not in the reservation. -ENOTCONN: dropped at fork.
+ * -ESHUTDOWN: closed. */
 int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
                        void *arg, uint64_t *newly, struct arena_error *error);
 /* Gives [offset, offset + bytes), rounded inward to pages, back; what was committed of it goes to *freed. In a file that
@@ -143,9 +148,11 @@ enum { ARENA_ZERO = 1, ARENA_NO_GROW = 2 };
 
 int arena_create(const struct arena_config *config, arena **out, struct arena_error *error);
 
-/* No new blocks from now on; the memory goes with the last block. -EBUSY, and nothing happens, while a commit or release is
- * under way. */
-int arena_close(arena *a);
+/* No new blocks from now on. Free memory goes back at once, that of blocks when they are freed, and the mapping with the last of
+ * them. -EBUSY, and nothing happens, while a commit or release is under way. `strict`: -ENOTEMPTY, likewise, while there are
+ * blocks. */
+int arena_close(arena *a, bool strict);
+bool arena_is_closed(const arena *a);
 /* Frees everything, blocks or not. -EBUSY as arena_close. */
 int arena_destroy(arena *a);
 
@@ -157,8 +164,8 @@ int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out)
 int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_tick tick, void *arg,
                 struct arena_block *out, struct arena_error *error);
 
-/* -EINVAL: no live block has this handle (freed before, or not of this arena). *due: free memory beyond what is to be
- * retained, for arena_collect; arena_free does both. */
+/* -EINVAL: no live block has this handle (freed before, or not of this arena). *due: arena_collect has something to give back:
+ * free memory beyond what is to be retained, or the mapping of a closed arena. arena_free does both. */
 int arena_give(arena *a, uint64_t handle, bool *due);
 int arena_collect(arena *a);
 int arena_free(arena *a, uint64_t handle);

@@ -37,7 +37,9 @@ struct arena {
     uint64_t decay_ns;
     uint64_t (*now_ns)(void *);
     void *now_arg;
-    bool read_only_populate, unmapped;
+    bool read_only_populate;
+    bool unmapped;  /* or about to be */
+    bool destroyed; /* or about to be: in the child of a fork nobody else is left to do it */
     bool borrowed; /* in a fork's child: the memory is shared with the parent, who alone gives it out or back */
     struct arena_pending *pending;
     struct table nodes, leaves, map, side, chunks;
@@ -65,8 +67,9 @@ static inline uint64_t granules_of(uint64_t bytes) {
     return (bytes >> FREELIST_GRANULE_SHIFT) + ((bytes & (FREELIST_GRANULE - 1)) != 0);
 }
 
-/* Under the lock: is it this caller who has to unmap, once the lock is dropped? */
-bool arena_last_one(struct arena *a);
+/* Drops the lock. Where nobody is left who could use the memory of a closed arena, it is unmapped: this is the one place where
+ * that happens. It takes long, so a caller who holds the GIL asks arena_give for `due` instead, and lets go of it. */
+void arena_unlock(struct arena *a);
 /* Under the lock: the block that begins there, or -ENOENT. */
 int arena_find_locked(struct arena *a, const void *address, struct freelist_block *out);
 /* arena_trim, but what was warmed stays so. */
@@ -92,9 +95,9 @@ size_t arena_index_ranges(struct arena *a, struct fork_range *out);
 /* Where the arena's epoch is, which moves at each reset. */
 uint64_t *arena_epoch(arena *a);
 
-/* As arena_give, for a block whose object lives on: the mapping waits for arena_unpin. */
+/* As arena_give, for a block whose object lives on: the mapping waits for arena_unpin, which answers as *due does. */
 int arena_give_pinned(arena *a, uint64_t handle, bool *due);
-void arena_unpin(arena *a);
+bool arena_unpin(arena *a);
 /* Frees every block; one pin for each. */
 int arena_reset_pinned(arena *a);
 

@@ -3,12 +3,17 @@
 
 #include "arena_internal.h"
 
-bool arena_last_one(struct arena *a) {
+/* Under the lock: is nobody left who could use the memory of a closed arena? */
+static bool is_over(struct arena *a) {
     if (a->refuse != -ESHUTDOWN || a->unmapped || a->index.blocks || a->pins) return false;
-    if (a->pending || reservation_busy(&a->reservation))
-        return false; /* a resize, a trim: they ask again at their end */
-    a->unmapped = true;
-    return true;
+    return !a->pending && !reservation_busy(&a->reservation); /* a resize, a trim: they ask again at their end */
+}
+
+void arena_unlock(struct arena *a) {
+    bool over = is_over(a);
+    if (over) a->unmapped = true;
+    lock_drop(&a->lock);
+    if (over) (void)reservation_close(&a->reservation);
 }
 
 /* --- free, retention, release ------------------------------------------------------------------------------------------- */
@@ -37,18 +42,13 @@ static uint64_t clock_of(struct arena *a) { return a->decay_ns && a->retain != U
 /* The lock is held on entry and dropped on return. */
 static int give(struct arena *a, uint64_t handle, uint64_t now, bool pin, bool heap, bool *due) {
     int rc = freelist_free(&a->index, handle);
-    bool unmap = false;
     *due = false;
     if (rc == 0) {
         a->pins += pin;
         a->heap_blocks -= heap;
-        if (__builtin_expect(a->refuse != 0, 0))
-            unmap = arena_last_one(a);
-        else if (a->retain != UINT64_MAX)
-            *due = retention(a, now);
+        if (a->retain != UINT64_MAX) *due = retention(a, now) || is_over(a);
     }
     lock_drop(&a->lock);
-    if (unmap) (void)reservation_fini(&a->reservation);
     return rc;
 }
 
@@ -75,12 +75,12 @@ int arena_give_heap(arena *a, const void *address, uint64_t handle, bool *due) {
     return rc;
 }
 
-void arena_unpin(arena *a) {
+bool arena_unpin(arena *a) {
     lock_take(&a->lock);
     if (a->pins) a->pins--;
-    bool unmap = arena_last_one(a);
+    bool due = is_over(a);
     lock_drop(&a->lock);
-    if (unmap) (void)reservation_fini(&a->reservation);
+    return due;
 }
 
 /* Releases one run of at most `bytes`; the lock is held on entry and dropped on return. */
@@ -98,7 +98,7 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
         if (rc && rc != -EAGAIN) arena_explain(error, rc, "release", bytes, UINT64_MAX);
     }
     if (rc) {
-        lock_drop(&a->lock);
+        arena_unlock(a);
         return rc;
     }
     uint64_t start = span.first << (a->chunk_shift - FREELIST_GRANULE_SHIFT);
@@ -122,9 +122,7 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
         lock_drop(&a->lock);
     }
     lock_take(&a->lock);
-    bool unmap = arena_last_one(a);
-    lock_drop(&a->lock);
-    if (unmap) (void)reservation_fini(&a->reservation);
+    arena_unlock(a);
     return rc;
 }
 
@@ -136,8 +134,8 @@ int arena_collect(arena *a) {
         uint64_t most = a->retain == UINT64_MAX ? 0 : beyond(a, bytes_of(a->index.free_committed));
         if (a->decay_ns == 0 || a->due > most) a->due = most;
         uint64_t due = a->due;
-        if (due < chunk) {
-            lock_drop(&a->lock);
+        if (due < chunk || is_over(a)) {
+            arena_unlock(a);
             return 0;
         }
         int rc = release_one(a, due, &freed, NULL);
@@ -190,12 +188,8 @@ static int reset(struct arena *a, bool pin) {
     freelist_reset(&a->index);
     __atomic_fetch_add(&a->epoch, 1, __ATOMIC_RELEASE);
     bool due = a->retain != UINT64_MAX && retention(a, now);
-    bool unmap = arena_last_one(a);
-    lock_drop(&a->lock);
-    if (unmap)
-        (void)reservation_fini(&a->reservation);
-    else if (due)
-        (void)arena_collect(a);
+    arena_unlock(a);
+    if (due) (void)arena_collect(a);
     return 0;
 }
 

@@ -85,13 +85,16 @@ static bool give(struct heap *h, void *address, uint64_t handle) {
     return rc == 0 && due;
 }
 
-void heap_free(void *heap, void *address, size_t unused) {
-    struct heap *h = heap;
-    (void)unused;
-    if (!address || !give(h, address, 0)) return;
+static void collect(struct heap *h) {
     void *held = leave(h);
     (void)arena_collect(h->arena);
     come_back(h, held);
+}
+
+void heap_free(void *heap, void *address, size_t unused) {
+    struct heap *h = heap;
+    (void)unused;
+    if (address && give(h, address, 0)) collect(h);
 }
 
 static bool is_still(struct heap *h, void *address, uint64_t handle, uint64_t bytes) {
@@ -125,6 +128,8 @@ void *heap_realloc(void *heap, void *old, size_t bytes) {
         return refuse(h, -ECANCELED, &why, bytes);
     }
     memcpy(moved, old, b.bytes < bytes ? b.bytes : bytes);
-    if (give(h, old, b.handle)) (void)arena_collect(h->arena);
+    if (give(h, old, b.handle)) collect(h);
     return moved;
 }
+
+const struct heap_functions heap_malloc_interface = {heap_malloc, heap_calloc, heap_realloc, heap_free};

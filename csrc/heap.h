@@ -29,6 +29,15 @@ void *heap_realloc(void *heap, void *old, size_t bytes);
  * arena where no block begins is ignored. */
 void heap_free(void *heap, void *address, size_t unused);
 
+/* All four, for those who link nothing of this. */
+struct heap_functions {
+    void *(*malloc)(void *heap, size_t bytes);
+    void *(*calloc)(void *heap, size_t count, size_t bytes);
+    void *(*realloc)(void *heap, void *old, size_t bytes);
+    void (*free)(void *heap, void *address, size_t unused);
+};
+extern const struct heap_functions heap_malloc_interface;
+
 /* -errno of the last request that no heap of this arena could serve, or that went to malloc, and why; 0: there was none. */
 int heap_why(arena *a, struct arena_error *out);
 

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,3 +33,26 @@ void lock_drop_slowly(struct lock *l) {
     __atomic_fetch_or(&l->word, 0, __ATOMIC_RELEASE);
     if (syscall(SYS_futex, &l->word, FUTEX_UNLOCK_PI_PRIVATE, 0, NULL, NULL, 0) < 0) abort();
 }
+
+#ifdef ARENA_CHECKED
+static _Thread_local unsigned held[LOCK_RANK_RESERVATION + 1];
+static _Thread_local bool forking;
+
+void lock_check_take(const struct lock *l) {
+    for (unsigned rank = l->rank; rank <= LOCK_RANK_RESERVATION; rank++) {
+        if (held[rank] && !forking) abort(); /* out of order: two threads could wait for each other for ever */
+    }
+    held[l->rank]++;
+}
+
+void lock_check_drop(const struct lock *l) { held[l->rank]--; }
+
+void lock_check_none(void) {
+    if ((held[LOCK_RANK_ARENA] || held[LOCK_RANK_RESERVATION]) && !forking) abort();
+}
+
+void lock_check_fork(bool begins) {
+    forking = begins;
+    if (!begins) memset(held, 0, sizeof held);
+}
+#endif

@@ -10,6 +10,7 @@
 #include "reservation_op.h"
 
 #define UNMAP_STEP ((uint64_t)64 << 20) /* see RELEASE_STEP */
+#define LOCK_STEP ((uint64_t)64 << 20)
 
 /* --- creation --------------------------------------------------------------------------------------------------------- */
 
@@ -67,8 +68,11 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
 
 int reservation_init(struct reservation *r, const struct reservation_config *c, bool watch, struct arena_error *error) {
     if (c->size == 0) return reservation_explain(error, -EINVAL, "size", 0, 0);
-    *r = (struct reservation){
-        .fork = fork_of(c), .dump = c->dump, .mlocks = c->lock, .features = c->features ? c->features : os_features()};
+    *r = (struct reservation){.lock = {.rank = LOCK_RANK_RESERVATION},
+                              .fork = fork_of(c),
+                              .dump = c->dump,
+                              .mlocks = c->lock,
+                              .features = c->features ? c->features : os_features()};
     /* A shared mapping cannot be copied or wiped, and a private one not be shared. */
     if (c->shared ? r->fork == OS_FORK_COPY || r->fork == OS_FORK_WIPE : r->fork == OS_FORK_SHARE)
         return reservation_explain(error, -EINVAL, "fork", 0, c->size);
@@ -103,9 +107,17 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
     return 0;
 }
 
+/* Under the lock. */
+static bool changing(const struct reservation *r) {
+    for (const struct reservation_op *op = r->ops; op; op = op->next) {
+        if (!op->locking) return true;
+    }
+    return false;
+}
+
 bool reservation_busy(struct reservation *r) {
     lock_take(&r->lock);
-    bool busy = r->ops != NULL;
+    bool busy = changing(r);
     lock_drop(&r->lock);
     return busy;
 }
@@ -119,8 +131,14 @@ void reservation_undo(struct reservation *r, const char *unlink_path) {
     free((char *)r->name);
 }
 
-int reservation_fini(struct reservation *r) {
-    if (reservation_busy(r)) return -EBUSY;
+int reservation_close(reservation *r) {
+    uint64_t asked = 0;
+    lock_take(&r->lock);
+    bool busy = changing(r) || r->views, closed = r->refuse == -ESHUTDOWN;
+    if (!busy) r->refuse = -ESHUTDOWN;
+    while (!busy && r->ops) (void)op_wait_for(r, r->ops, NULL, NULL, &asked);
+    lock_drop(&r->lock);
+    if (busy || closed) return busy ? -EBUSY : 0;
     /* Unmapping a present GiB of small pages holds the mmap_lock for 60 ms; giving it back first, in steps, does not. */
     for (uint64_t from = 0; !r->foreign && !r->dropped && from < r->top;) {
         uint64_t start = bit_next(r->present, from, r->top, true), step = (UNMAP_STEP >> r->page_shift) + 1;
@@ -147,7 +165,7 @@ int reservation_create(const struct reservation_config *config, reservation **ou
 }
 
 int reservation_destroy(reservation *r) {
-    int rc = reservation_fini(r);
+    int rc = reservation_close(r);
     if (rc == 0) free(r);
     return rc;
 }
@@ -160,18 +178,47 @@ size_t reservation_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
     return r->foreign ? 0 : 2;
 }
 
-/* Under the lock, for once: to lock all memory is part of a program's beginning. */
+static const struct reservation_op *overlapping(const struct reservation *r, uint64_t first, uint64_t end) {
+    const struct reservation_op *op = r->ops;
+    while (op && (op->end <= first || end <= op->first)) op = op->next;
+    return op;
+}
+
+/* Under the lock: the next piece, from *from on, that is committed and in nobody's hands. false: there is none. */
+static bool next_to_lock(const struct reservation *r, uint64_t *from, struct reservation_op *op) {
+    while ((op->first = bit_next(r->present, *from, r->top, true)) < r->top) {
+        uint64_t limit = op->first + (LOCK_STEP >> r->page_shift) + 1;
+        op->end = bit_next(r->present, op->first, limit < r->top ? limit : r->top, false);
+        const struct reservation_op *other;
+        while (op->first < op->end && (other = overlapping(r, op->first, op->end)) != NULL) {
+            if (other->first > op->first)
+                op->end = other->first;
+            else
+                op->first = other->end;
+        }
+        *from = op->first > op->end ? op->first : op->end;
+        if (op->first < op->end) return true;
+    }
+    return false;
+}
+
+/* Piece by piece, each an operation of its own, so that nobody waits for the lock and nobody releases what is being locked.
+ * What somebody else commits or releases at this moment is left to him: he looks at lockall_generation() when he is done. */
 int reservation_lock(void *self, bool own) {
     struct reservation *r = self;
-    lock_take(&r->lock);
-    bool some = r->base && !r->dropped && (r->mlocks || !own);
+    bool some = r->base && (r->mlocks || !own);
     int rc = some && !own ? os_mlock_present(r->present, r->map_bytes) : 0;
-    for (uint64_t from = 0; rc == 0 && some && from < r->top;) {
-        uint64_t start = bit_next(r->present, from, r->top, true);
-        from = bit_next(r->present, start, r->top, false);
-        if (from > start) rc = reservation_lock_pages(r, start, from);
+    for (uint64_t from = 0; rc == 0 && some;) {
+        struct reservation_op op = {.locking = true};
+        lock_take(&r->lock);
+        some = !r->refuse && next_to_lock(r, &from, &op);
+        if (some) op_begin(r, &op);
+        lock_drop(&r->lock);
+        if (!some) break;
+        rc = reservation_lock_pages(r, op.first, op.end);
+        lock_take(&r->lock);
+        op_end(r, &op);
     }
-    lock_drop(&r->lock);
     return rc;
 }
 
@@ -179,7 +226,7 @@ void reservation_get(reservation *r, struct reservation_stats *out) {
     lock_take(&r->lock);
     *out = (struct reservation_stats){.size = bytes_of(r, r->pages),
                                       .page_size = bytes_of(r, 1),
-                                      .committed = bytes_of(r, r->dropped ? 0 : r->committed),
+                                      .committed = bytes_of(r, r->refuse ? 0 : r->committed),
                                       .peak_committed = bytes_of(r, r->peak),
                                       .commits = r->commits,
                                       .releases = r->releases,
@@ -190,7 +237,8 @@ void reservation_get(reservation *r, struct reservation_stats *out) {
                                       .lazy = r->lazy,
                                       .shared = r->backing.kind->shared,
                                       .readonly = r->backing.mapping.readonly,
-                                      .dropped = r->dropped};
+                                      .dropped = r->dropped,
+                                      .closed = r->refuse == -ESHUTDOWN};
     lock_drop(&r->lock);
 }
 
@@ -229,12 +277,20 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
 void reservation_after_fork_child(struct reservation *r) {
     lock_reset(&r->lock);
     r->waiters = 0;
-    if (r->fork != OS_FORK_SHARE) r->shared_epoch++;
+    if (r->refuse == -ESHUTDOWN) {
+        /* The thread that was about to unmap it stayed with the parent. What is dropped is not mapped here. */
+        r->foreign = r->foreign || r->fork == OS_FORK_DROP;
+        reservation_undo(r, NULL);
+        return;
+    }
+    /* Of shared memory the child has no page mapped yet. */
+    r->shared_epoch++;
     backing_after_fork_child(&r->backing);
     if (r->fork == OS_FORK_DROP && !r->dropped) {
         /* Zero pages where the memory was: an array that still points there reads zeros instead of crashing the child. If
          * something else was mapped there meanwhile it is not ours to unmap. */
         r->dropped = true;
+        r->refuse = -ENOTCONN;
         backing_close(&r->backing,
                       NULL); /* a descriptor would keep the parent's memory after the parent has let it go */
         r->foreign = os_map_at(r->base, bytes_of(r, r->pages)) != 0;

@@ -20,6 +20,7 @@ struct reservation_op {
     uint64_t first, end; /* pages */
     uint64_t discard_end; /* not 0: up to here the file's data goes as well */
     bool release;
+    bool locking; /* by lock_memory(): what is committed stays as it is, and its end is near */
     bool alone;  /* when it began nobody else could have put anything into the backing */
     uint64_t allocated; /* bytes of the file when it began, see all_are_new */
     bool locked; /* against peers in other processes */
@@ -39,6 +40,7 @@ struct reservation_view {
 
 struct reservation {
     struct lock lock;
+    int refuse;       /* 0, or why nothing is done any more: -ESHUTDOWN, closed; -ENOTCONN, dropped at a fork */
     uint32_t turn;    /* moves when an operation ends; waiters sleep on it */
     uint32_t waiters; /* atomic */
     struct reservation_op *ops;
@@ -73,12 +75,14 @@ struct reservation {
 /* In place, and between forks_hold and forks_let_go: an arena embeds its reservation and is watched for forks itself. */
 int reservation_init(struct reservation *r, const struct reservation_config *config, bool watch,
                      struct arena_error *error);
-int reservation_fini(struct reservation *r);
-/* The same between forks_hold and forks_let_go, for one that is not wanted after all: a file it created goes too. */
+/* What reservation_close does at last, between forks_hold and forks_let_go; and for one that is not wanted after all, where a
+ * file that it created goes too. */
 void reservation_undo(struct reservation *r, const char *unlink_path);
+/* Is a commit or release under way? */
 bool reservation_busy(struct reservation *r);
 
-/* -ENODATA: not all of it is committed (for writing). -EBUSY: it is being released. -EINVAL as reservation_commit. */
+/* -ENODATA: not all of it is committed (for writing). -EBUSY: it is being released. -EINVAL, -ENOTCONN and -ESHUTDOWN as
+ * reservation_commit. */
 int reservation_look(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write);
 void reservation_look_away(struct reservation *r, struct reservation_view *v);
 

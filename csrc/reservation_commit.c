@@ -262,11 +262,11 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
 
     lock_take(&r->lock);
     for (;;) {
-        if (r->dropped) {
+        if (r->refuse) {
             lock_drop(&r->lock);
-            return reservation_explain(error, -ENOTCONN, "fork", offset, bytes);
+            return reservation_refused(error, r->refuse, offset, bytes);
         }
-        again = write && r->shared_epoch != r->private_epoch;
+        again = (write || r->backing.kind->shared) && r->shared_epoch != r->private_epoch;
         bool there = bit_all(map, op.first, op.end);
         struct reservation_op *other = op_in_the_way(r, op.first, op.end, there && !again);
         if (!other && there && !again) {
@@ -294,7 +294,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     uint32_t generation = 0;
     uint64_t lacking = bytes_of(r, pages - bit_count(map, op.first, op.end));
     /* What a fork has made copy-on-write, and the child still has, is wanted a second time. */
-    if (again) lacking += os_mapped_by_others(at_page(r, op.first), bytes_of(r, pages));
+    if (again && !r->backing.kind->shared) lacking += os_mapped_by_others(at_page(r, op.first), bytes_of(r, pages));
     int rc = preflight(r, lacking, bytes_of(r, pages - bit_count(r->present, op.first, op.end)), write, &report);
     bool refused = rc != 0;
     if (rc == 0) {
@@ -311,6 +311,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
             step = "mlock";
             rc = lock_pages(r, op.first, op.end);
         }
+        if (rc == 0 && tick && p.total) rc = tick(arg, p.total, p.total);
         /* First of all: in a cgroup without OOM killer every fault of this process hangs until memory is free again. */
         if (rc) reservation_roll_back(r, &op);
         reservation_forget_kept(r, &op);
@@ -318,9 +319,14 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     op_unlock_peers(r, &op);
 
     lock_take(&r->lock);
+    while (rc == 0 && generation != lockall_generation()) {
+        /* They leave out what is in our hands. */
+        generation = lockall_generation();
+        lock_drop(&r->lock);
+        (void)lock_pages(r, op.first, op.end);
+        lock_take(&r->lock);
+    }
     if (rc == 0) {
-        if (generation != lockall_generation())
-            (void)lock_pages(r, op.first, op.end); /* they take this lock after us */
         finish_commit(r, &op, write, again, epoch, newly);
         r->commits++;
         r->commit_ns += os_now_ns() - began;
@@ -351,10 +357,10 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     uint64_t asked = 0;
     lock_take(&r->lock);
     for (;;) {
-        if (r->dropped || (!all && r->shared_epoch == r->private_epoch)) {
-            bool dropped = r->dropped;
+        if (r->refuse || (!all && r->shared_epoch == r->private_epoch)) {
+            int refuse = r->refuse;
             lock_drop(&r->lock);
-            return dropped ? reservation_explain(error, -ENOTCONN, "fork", offset, bytes) : 0;
+            return refuse ? reservation_refused(error, refuse, offset, bytes) : 0;
         }
         struct reservation_op *other = op_in_the_way(r, op.first, op.end, false);
         if (!other) break;
@@ -405,7 +411,7 @@ int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t byt
     bool anywhere = !into_reservation && r->backing.kind->shared && r->backing.mapping.fd >= 0;
     if (into_reservation && r->backing.mapping.readonly) return -EACCES;
     int rc = reservation_glance(r, &here, anywhere ? 0 : offset, anywhere ? 0 : bytes, into_reservation);
-    if (rc) return r->dropped ? -ENOTCONN : rc;
+    if (rc) return rc;
     rc = backing_copy(&r->backing, r->base + offset, offset, buffer, bytes, into_reservation);
     reservation_look_away(r, &here);
     return rc;
@@ -418,7 +424,7 @@ int reservation_release_begin(struct reservation *r, struct reservation_op *op, 
     *op = (struct reservation_op){
         .first = offset >> r->page_shift, .end = (offset + bytes) >> r->page_shift, .release = true};
     lock_take(&r->lock);
-    int rc = r->dropped ? -ENOTCONN : 0;
+    int rc = r->refuse;
     if (rc == 0) {
         struct reservation_op *other = op_in_the_way(r, op->first, op->end, false);
         if (other)
@@ -519,9 +525,10 @@ int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool di
     }
     if (rc)
         return reservation_explain(error, rc,
-                                   rc == -EDEADLK ? "re-entry"
-                                   : rc == -EBUSY ? "view"
-                                                  : "fork",
+                                   rc == -EDEADLK     ? "re-entry"
+                                   : rc == -EBUSY     ? "view"
+                                   : rc == -ESHUTDOWN ? "reservation"
+                                                      : "fork",
                                    offset, bytes);
     if (discard) op.discard_end = end >> r->page_shift;
     return reservation_release_finish(r, &op, freed, tick, arg, error);

@@ -14,6 +14,10 @@ int reservation_explain(struct arena_error *e, int rc, const char *op, uint64_t 
     return rc;
 }
 
+int reservation_refused(struct arena_error *e, int rc, uint64_t offset, uint64_t requested) {
+    return reservation_explain(e, rc, rc == -ESHUTDOWN ? "reservation" : "fork", offset, requested);
+}
+
 bool reservation_pages_of(const struct reservation *r, uint64_t offset, uint64_t bytes, uint64_t *first,
                           uint64_t *end) {
     uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1);
@@ -117,7 +121,7 @@ void op_unlock_peers(struct reservation *r, struct reservation_op *op) {
 
 /* Under the lock. */
 static bool all_committed(const struct reservation *r, uint64_t first, uint64_t end, bool write) {
-    return !r->dropped && bit_all(write ? r->writable : r->present, first, end);
+    return !r->refuse && bit_all(write ? r->writable : r->present, first, end);
 }
 
 static bool being_released(const struct reservation *r, uint64_t first, uint64_t end) {
@@ -138,7 +142,9 @@ static int look(struct reservation *r, struct reservation_view *v, uint64_t offs
     *v = (struct reservation_view){.passing = passing, .thread = pthread_self()};
     if (!reservation_pages_of(r, offset, bytes, &v->first, &v->end)) return -EINVAL;
     lock_take(&r->lock);
-    int rc = being_released(r, v->first, v->end) ? -EBUSY : all_committed(r, v->first, v->end, write) ? 0 : -ENODATA;
+    int rc = r->refuse;
+    if (rc == 0 && being_released(r, v->first, v->end)) rc = -EBUSY;
+    if (rc == 0 && !all_committed(r, v->first, v->end, write)) rc = -ENODATA;
     if (rc == 0) LIST_PUSH(r->views, v);
     lock_drop(&r->lock);
     return rc;

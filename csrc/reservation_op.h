@@ -10,6 +10,8 @@ static inline uint64_t bytes_of(const struct reservation *r, uint64_t pages) { r
 static inline char *at_page(const struct reservation *r, uint64_t page) { return r->base + bytes_of(r, page); }
 
 int reservation_explain(struct arena_error *e, int rc, const char *op, uint64_t offset, uint64_t requested);
+/* Of one that is closed or dropped. */
+int reservation_refused(struct arena_error *e, int rc, uint64_t offset, uint64_t requested);
 
 /* The pages of a range, rounded outward. false: it is not in the reservation. */
 bool reservation_pages_of(const struct reservation *r, uint64_t offset, uint64_t bytes, uint64_t *first, uint64_t *end);

@@ -93,3 +93,9 @@ def descriptor_behind(address: int) -> int | None:
             if (there.st_dev, there.st_ino) == (os.makedev(major, minor), int(inode)):
                 return fd
     return None
+
+
+def locked() -> int:
+    """Bytes that are mlocked."""
+    with open("/proc/self/status", encoding="ascii") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmLck:"))

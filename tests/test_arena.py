@@ -292,13 +292,15 @@ def test_closing_keeps_blocks_alive() -> None:
     b = a.alloc(1000)
     b[0] = 7
     view = memoryview(b)
-    with pytest.raises(BufferError):
-        a.close()
+    with pytest.raises(BufferError, match=r"^1 block of 1 KiB in all is alive: 1 KiB at offset 0; drop"):
+        a.close(strict=True)
     assert repr(a) != "<arena.Arena closed>"
-    view.release()
     a.close()
-    assert a.closed
-    assert b[0] == 7
+    assert a.closed and repr(a) == "<arena.Arena closed>"
+    assert b[0] == view[0] == 7
+    view.release()
+    with pytest.raises(BufferError, match="alive"):
+        a.close(strict=True)
     with pytest.raises(ValueError, match="closed"):
         a.alloc(1)
     with pytest.raises(ValueError, match="closed"):
@@ -308,6 +310,32 @@ def test_closing_keeps_blocks_alive() -> None:
     del b
     assert a.stats().reserved == 0
     a.close()
+    a.close(strict=True)
+
+
+def test_closing_gives_free_memory_back_at_once() -> None:
+    a = Arena("256MiB", pages="4K", chunk="1MiB")
+    a.warm("64MiB")
+    first, second = a.alloc("8MiB"), a.alloc("8MiB")
+    first[0] = 1
+    second[0] = 2
+    a.close()
+    stats = a.stats()
+    assert (stats.committed, stats.free_committed, stats.blocks) == (16 * MIB, 0, 2)
+    first.free()
+    assert a.stats().committed == 8 * MIB and second[0] == 2
+    assert first.freed
+    del second, first
+    assert a.stats().reserved == a.stats().committed == 0
+
+
+def test_what_is_made_in_a_with_outlives_it() -> None:
+    with Arena("64MiB") as a:
+        block = a.alloc(100)
+        block[:3] = b"abc"
+    assert a.closed and bytes(block[:3]) == b"abc"
+    with pytest.raises(ValueError, match="closed"), a:
+        pass
 
 
 def test_a_progress_callback_may_use_the_arena() -> None:

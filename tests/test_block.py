@@ -200,7 +200,7 @@ def test_frombuffer_and_asarray_hold_exports(a: Arena) -> None:
         with pytest.raises(BufferError):
             b.free()
         with pytest.raises(BufferError):
-            a.close()
+            a.reset()
         del b
         array[:] = 3
         assert array.sum() == 3 * 4096

@@ -12,6 +12,7 @@ from typing import Any
 import machine
 import pytest
 from conftest import GIB, MIB, in_child, run_child
+from measure import locked
 
 from arena import Arena, CommitError, Reservation
 
@@ -27,12 +28,6 @@ KINDS: list[dict[str, Any]] = [
 PR_CAPBSET_DROP, CAP_IPC_LOCK = 24, 14
 
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-def locked() -> int:
-    """VmLck."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmLck:"))
 
 
 def limited(memlock: int) -> Callable[[], None]:

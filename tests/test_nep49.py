@@ -19,7 +19,7 @@ import pytest
 from conftest import MIB, in_child, rss
 from machine import MemoryCgroup
 
-from arena import Arena, ArenaFullError, _core, nep49
+from arena import Arena, ArenaFullError, _numpy, nep49
 
 np = pytest.importorskip("numpy")
 
@@ -103,7 +103,7 @@ def test_nonsense() -> None:
     with pytest.raises(TypeError, match="a NumPy array is wanted"):
         nep49.arena_of([1])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="handler"):
-        _core.swap_numpy_handler(3)
+        _numpy.swap_numpy_handler(3)
     a.close()
     with pytest.raises(ValueError, match="closed"):
         nep49.install(a)
@@ -172,7 +172,7 @@ class Handler:
     """NumPy's side of a handler: its four functions, called with the GIL or, as NumPy does too, without."""
 
     def __init__(self, a: Arena, *, overflow: bool = False, gil: bool = True) -> None:
-        self.capsule = _core.numpy_handler(a, overflow)
+        self.capsule = _numpy.numpy_handler(a, overflow)
         get = ctypes.pythonapi.PyCapsule_GetPointer
         get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
         words = (ctypes.c_void_p * 5).from_address(get(self.capsule, b"mem_handler") + 128)

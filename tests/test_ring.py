@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from kernel import CANNOT, PAGE
 from machine import MemoryCgroup
-from measure import steady_faults
-from test_lock import limited, locked
+from measure import locked, steady_faults
+from test_lock import limited
 from test_pool import allocations, in_threads, nothing
 
 from arena import CommitError, ReserveError

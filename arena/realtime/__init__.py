@@ -3,9 +3,7 @@ nothing faults."""
 
 from __future__ import annotations
 
-from ._faults import count_page_faults, no_page_faults
-from ._pool import Pool, PoolBlock
-from ._ring import Ring
+from .._realtime import Pool, PoolBlock, Ring, count_page_faults, no_page_faults
 from ._where import PageFault
 from .locking import MemoryLock, lock_memory, unlock_memory
 from .preparing import Prepared, prepare, restore

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._faults import count_page_faults
+    from .._realtime import count_page_faults
 
 
 def guarded(guard: count_page_faults, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,9 +15,8 @@ import signal
 import threading
 from typing import NamedTuple
 
-from .. import hints
+from .. import _realtime, hints
 from ..errors import PageFaultError, page_fault_error
-from . import _faults
 
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in ', re.MULTILINE)
 
@@ -62,10 +61,10 @@ class Recorder:
             self._text = os.memfd_create("page faults")
             undo.callback(os.close, self._text)
             # What faulthandler puts back: on a machine that is late with a signal, it may come after the end.
-            _faults.ignore(number)
+            _realtime.ignore(number)
             faulthandler.register(number, file=self._text, all_threads=False, chain=False)
             undo.callback(faulthandler.unregister, number)
-            self._watch = _faults.Watch(number)
+            self._watch = _realtime.Watch(number)
             # The handler's own first faults are not the block's.
             for _ in range(2):
                 signal.raise_signal(number)
@@ -153,7 +152,7 @@ def error(minor: int, major: int, allowed: int, recording: Recording) -> PageFau
         file, line = (recording.lines[i] if i < len(recording.lines) else None) or (None, None)
         gone = "memory that is not mapped any more"
         mapping = next((name for start, end, name in mappings if start <= address < end), gone)
-        where.append(PageFault(address, instruction, file, line, mapping, _faults.symbol(instruction)))
+        where.append(PageFault(address, instruction, file, line, mapping, _realtime.symbol(instruction)))
     hint = recording.why_not or (
         "make the memory present first: warm() an arena, prepare() stack and heap, and run the block some times before"
     )

@@ -13,10 +13,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal, SupportsIndex
 
-from .. import _core, hints
+from .. import _core, _realtime, hints
 from ..errors import prefault_error
 from ..sizes import parse_size
-from . import _prepare
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -168,22 +167,22 @@ def _can_be_had(nbytes: int) -> None:
 
 
 def _touch_stack(nbytes: int) -> None:
-    left = _prepare.stack_left()
+    left = _realtime.stack_left()
     if left < nbytes:
         raise prefault_error("stack", nbytes, left, hints.stack())
     _can_be_had(nbytes)
-    _prepare.touch_stack(nbytes)
+    _realtime.touch_stack(nbytes)
 
 
 def _keep_heap(nbytes: int, undo: contextlib.ExitStack) -> int:
     _can_be_had(nbytes)
     _heaps.append(nbytes)
     undo.callback(_let_heap_go, nbytes)
-    if not _prepare.keep_heap(True, max(_heaps)):
+    if not _realtime.keep_heap(True, max(_heaps)):
         warnings.warn("this C library's malloc cannot be told to keep memory: heap= does nothing", stacklevel=3)
         return 0
     try:
-        _prepare.touch_heap(nbytes)
+        _realtime.touch_heap(nbytes)
     except MemoryError:
         raise prefault_error("malloc", nbytes, None, hints.for_reserve(errno.ENOMEM, "malloc", "", 0, 0)) from None
     return nbytes
@@ -192,10 +191,10 @@ def _keep_heap(nbytes: int, undo: contextlib.ExitStack) -> int:
 def _let_heap_go(nbytes: int) -> None:
     _heaps.remove(nbytes)
     if _heaps:
-        _prepare.keep_heap(True, max(_heaps))
+        _realtime.keep_heap(True, max(_heaps))
     else:
-        _prepare.keep_heap(False)
-        _prepare.trim_heap()
+        _realtime.keep_heap(False)
+        _realtime.trim_heap()
 
 
 def _cpus(affinity: SupportsIndex | Iterable[SupportsIndex] | None) -> set[int] | None:
