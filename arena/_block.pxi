@@ -91,7 +91,7 @@ cdef class Block:
                 {"offset": self.offset, "requested": n, "committed": self._arena.stats().committed, "available": None},
                 grow=True,
             )
-        if rc == -EINVAL:
+        if rc == -EINVAL and (<bytes>e.op) == b"resize":
             raise ValueError("the block was freed before (its arena was reset), or the size is beyond the arena's")
         if rc:
             raise as_exception(rc, &e)

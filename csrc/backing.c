@@ -11,6 +11,10 @@
 
 /* --- allocate and give back --------------------------------------------------------------------------------------- */
 
+/* Memory that is allocated by its populating costs a system call less, and is refused as well: then EFAULT is read as
+ * ENOSPC (backing_explain). What fallocate gains for more than this is its speed. */
+#define NOT_WORTH_ALLOCATING ((uint64_t)64 << 10)
+
 static int seek_fd(const struct backing *b) { return b->other >= 0 ? b->other : b->mapping.fd; }
 
 /* Where the file system cannot allocate, zeros are written into the holes; in a file of somebody else that could
@@ -39,21 +43,26 @@ static int fill_holes(const struct backing *b, uint64_t offset, uint64_t end) {
 int backing_allocate(const struct backing *b, uint64_t offset, uint64_t bytes, bool write) {
     enum allocate when = write ? b->kind->for_write : b->kind->for_read;
     if (!b->allocates || when == AS_IS || (when == ALLOCATE_OURS && !b->ours)) return 0;
+    if (b->kind->shmem && bytes <= NOT_WORTH_ALLOCATING) return 0;
     uint64_t end = offset + bytes;
     if (!b->sealed) {
-        struct os_file file;
-        int rc = os_file_look(b->mapping.fd, &file);
+        uint64_t size;
+        int rc = os_file_size(b->mapping.fd, &size);
         if (rc) return rc;
-        if (offset >= file.size) return -EFAULT;
-        if (end > file.size) end = file.size;
+        if (offset >= size) return -EFAULT;
+        if (end > size) end = size;
     }
+    /* What peers have put there already. A disk need not tell where its holes are. */
+    int other = __atomic_load_n(&b->other, __ATOMIC_ACQUIRE);
+    if (b->kind->shmem && other >= 0 && os_next_data(other, offset, false) >= end) return 0;
     int rc = os_allocate(b->mapping.fd, offset, end - offset);
     return rc == -EOPNOTSUPP ? fill_holes(b, offset, end) : rc;
 }
 
 /* A file system that cannot punch holes keeps the blocks, but nobody reads what was in them. */
-static int punch(const struct backing *b, uint64_t offset, uint64_t bytes) {
+static int punch(const struct backing *b, uint64_t offset, uint64_t bytes, bool *punched) {
     int rc = os_punch(b->mapping.fd, offset, bytes);
+    *punched = rc == 0;
     if (rc != -EOPNOTSUPP || !b->ours) return rc;
     uint64_t start = offset, stop;
     for (rc = 0; rc == 0 && backing_next_data(b, &start, &stop, offset + bytes); start = stop)
@@ -61,14 +70,21 @@ static int punch(const struct backing *b, uint64_t offset, uint64_t bytes) {
     return rc;
 }
 
-int backing_give_back(const struct backing *b, void *at, uint64_t offset, uint64_t bytes, bool discard) {
-    enum give_back how = b->kind->gives;
-    if (b->mapping.fd >= 0 && !b->ours) how = UNMAP;
-    if (discard && b->mapping.fd >= 0) how = PUNCH;
-    if (how == REMOVE) return os_remove(at, bytes);
-    /* First what may be refused (a sealed file). Where only zeros were written it is still mapped. */
-    int rc = how == PUNCH ? punch(b, offset, bytes) : 0;
-    return rc ? rc : os_release(at, bytes);
+bool backing_keeps(const struct backing *b) { return b->mapping.fd >= 0 && (!b->ours || b->kind->gives == UNMAP); }
+
+int backing_give_back(const struct backing *b, void *at, uint64_t offset, uint64_t bytes, bool discard,
+                      bool *unmapped) {
+    *unmapped = false;
+    if ((discard && b->mapping.fd >= 0) || (b->kind->gives == PUNCH && !backing_keeps(b)))
+        return punch(b, offset, bytes, unmapped);
+    if (b->kind->gives != REMOVE) return 0;
+    int rc = os_remove(at, bytes);
+    *unmapped = rc == 0;
+    return rc;
+}
+
+bool backing_is_mapped_anew(const struct backing *b, const struct os_features *f) {
+    return b->kind->pool && !f->dontneed_hugetlb;
 }
 
 bool backing_alone(const struct backing *b) { return b->ours && !__atomic_load_n(&b->peers, __ATOMIC_RELAXED); }
@@ -113,6 +129,17 @@ static void lock_all_of_pool(const struct backing *b, uint64_t *offset, uint64_t
     *bytes = b->bytes;
 }
 
+/* A description of the file for our locks and seeks, opened when it is first wanted; negative: it cannot be had. */
+static int own_description(struct backing *b) {
+    int other = __atomic_load_n(&b->other, __ATOMIC_ACQUIRE);
+    if (other != -1) return other;
+    int mine, none = -1;
+    if (os_reopen(b->mapping.fd, &mine)) mine = NO_LOCKS;
+    if (__atomic_compare_exchange_n(&b->other, &none, mine, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) return mine;
+    os_close_file(mine);
+    return none;
+}
+
 int backing_lock(struct backing *b, uint64_t offset, uint64_t bytes, bool *locked) {
     *locked = false;
     /* A length of 0 would be all of the rest; and to open a device a second time may do something. */
@@ -120,16 +147,7 @@ int backing_lock(struct backing *b, uint64_t offset, uint64_t bytes, bool *locke
         b->mapping.readonly || b->mapping.device)
         return 0;
     lock_all_of_pool(b, &offset, &bytes);
-    int other = __atomic_load_n(&b->other, __ATOMIC_ACQUIRE);
-    if (other == -1) {
-        int mine, none = -1;
-        if (os_reopen(b->mapping.fd, &mine)) mine = NO_LOCKS;
-        other = mine;
-        if (!__atomic_compare_exchange_n(&b->other, &none, mine, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-            os_close_file(mine);
-            other = none;
-        }
-    }
+    int other = own_description(b);
     if (other < 0) return 0;
     int rc = os_lock(other, offset, bytes, true);
     *locked = rc == 0;
@@ -218,15 +236,21 @@ int backing_preflight(struct backing *b, uint64_t bytes, struct arena_error *e) 
 
 /* --- copies ------------------------------------------------------------------------------------------------------- */
 
+bool backing_has_hole(struct backing *b, uint64_t offset, uint64_t bytes) {
+    if (bytes == 0 || b->mapping.fd < 0 || !b->kind->shmem || !b->kind->shared || backing_alone(b)) return false;
+    int fd = b->mapping.readonly ? -1 : own_description(b);
+    return fd >= 0 && os_next_data(fd, offset, false) < offset + bytes;
+}
+
 int backing_copy(const struct backing *b, void *at, uint64_t offset, void *buffer, uint64_t bytes, bool into) {
-    struct os_file file;
     int fd = b->mapping.fd, rc;
     if (fd < 0 || !b->kind->shared || b->mapping.device || (into && os_appends(fd)))
         return os_copy(at, buffer, bytes, into);
     if (into) {
         /* A write beyond the end would make the file longer. */
-        rc = os_file_look(fd, &file);
-        if (rc == 0 && offset + bytes > file.size) rc = -EFAULT;
+        uint64_t size;
+        rc = os_file_size(fd, &size);
+        if (rc == 0 && offset + bytes > size) rc = -EFAULT;
         if (rc == 0) rc = os_write_at(fd, offset, buffer, bytes);
     } else {
         rc = os_read_at(fd, offset, buffer, bytes);

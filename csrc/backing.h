@@ -68,9 +68,13 @@ uint64_t backing_allocated(const struct backing *b);
 bool backing_next_data(const struct backing *b, uint64_t *start, uint64_t *stop, uint64_t end);
 bool backing_fresh_is_zero(const struct backing *b);
 
-/* Gives back what there is behind a range: where it is ours, or in any case (`discard`, which needs a file). Elsewhere it is
- * not mapped any more. */
-int backing_give_back(const struct backing *b, void *at, uint64_t offset, uint64_t bytes, bool discard);
+/* Gives back what there is behind a range, for everybody who has it mapped: where it is ours, or in any case (`discard`,
+ * which needs a file). *unmapped: the kernel has taken it out of the mapping as well, but for a private mapping's copies. */
+int backing_give_back(const struct backing *b, void *at, uint64_t offset, uint64_t bytes, bool discard, bool *unmapped);
+/* Without `discard` what is behind the mapping stays, and only a private mapping's copies can be given back. */
+bool backing_keeps(const struct backing *b);
+/* Pages of this kind are not dropped by os_release on such a kernel, but by os_map_anew. */
+bool backing_is_mapped_anew(const struct backing *b, const struct os_features *f);
 
 /* Of a file of hugetlb pages only their number can be had (backing_allocated); so with peers operations on it take turns. */
 bool backing_one_at_a_time(const struct backing *b);
@@ -86,6 +90,9 @@ int backing_explain(const struct backing *b, int rc, uint64_t end, uint64_t byte
 /* Before anything is committed: -ENOSPC where it can be known that so much cannot be had. */
 int backing_preflight(struct backing *b, uint64_t bytes, struct arena_error *e);
 
+/* Of a file in memory: a part of the range has no page, so that a load there would need a new one, or end in a signal. Only
+ * where that can be asked without moving the position of somebody's descriptor. */
+bool backing_has_hole(struct backing *b, uint64_t offset, uint64_t bytes);
 /* Copies through the kernel, in this file or (other kinds) in this process. */
 int backing_copy(const struct backing *b, void *at, uint64_t offset, void *buffer, uint64_t bytes, bool into);
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,17 +176,54 @@ int os_truncate(int fd, uint64_t bytes) {
     return 0;
 }
 
-int os_allocate(int fd, uint64_t offset, uint64_t bytes) {
-    int mode = FALLOC_FL_KEEP_SIZE;
-    while (fallocate(fd, mode, (off_t)offset, (off_t)bytes) < 0) {
-        if (errno == EINTR) continue;
-        struct stat st;
-        /* NFS knows no KEEP_SIZE; within the file it makes no difference. */
-        if (errno != EOPNOTSUPP || mode == 0 || fstat(fd, &st) < 0 || (uint64_t)st.st_size < offset + bytes)
-            return errno == ENOSYS ? -EOPNOTSUPP : -errno;
-        mode = 0;
+int os_file_size(int fd, uint64_t *bytes) {
+    struct stat st;
+    if (fstat(fd, &st) < 0) return -errno;
+    *bytes = (uint64_t)st.st_size;
+    return 0;
+}
+
+static int allocate_undisturbed(int fd, int mode, uint64_t offset, uint64_t bytes) {
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = fallocate(fd, mode, (off_t)offset, (off_t)bytes) < 0 ? -errno : 0;
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return rc;
+}
+
+/* Before Linux 6.11 tmpfs gives up at any signal, undoes what it has allocated and answers EINTR: under a timer that is
+ * faster than the call, the same call again would never end. So the piece is halved until it is short, and a short one is
+ * allocated with all signals blocked, which delays them by a millisecond. */
+static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes) {
+    const uint64_t shortest = OS_HUGE;
+    bool disturbed = false;
+    for (uint64_t end = offset + bytes, piece = bytes; offset < end;) {
+        if (piece > end - offset) piece = end - offset;
+        int rc;
+        if (disturbed && piece <= shortest)
+            rc = allocate_undisturbed(fd, mode, offset, piece);
+        else
+            rc = fallocate(fd, mode, (off_t)offset, (off_t)piece) < 0 ? -errno : 0;
+        if (rc == 0) {
+            offset += piece;
+        } else if (rc == -EINTR) {
+            disturbed = true;
+            if (piece > shortest) piece = (piece / 2 + shortest - 1) & ~(shortest - 1);
+        } else {
+            return rc;
+        }
     }
     return 0;
+}
+
+int os_allocate(int fd, uint64_t offset, uint64_t bytes) {
+    uint64_t size;
+    int rc = allocate(fd, FALLOC_FL_KEEP_SIZE, offset, bytes);
+    /* NFS knows no KEEP_SIZE; within the file it makes no difference. */
+    if (rc == -EOPNOTSUPP && os_file_size(fd, &size) == 0 && offset + bytes <= size)
+        rc = allocate(fd, 0, offset, bytes);
+    return rc == -ENOSYS ? -EOPNOTSUPP : rc;
 }
 
 int os_punch(int fd, uint64_t offset, uint64_t bytes) {

@@ -43,7 +43,11 @@ void os_close_file(int fd);
 void os_unlink(const char *path, int fd);
 int os_truncate(int fd, uint64_t bytes);
 
-/* Allocates blocks; the file's size stays. -EOPNOTSUPP: this file system cannot. */
+/* The size of a file, where nothing else of it matters. */
+int os_file_size(int fd, uint64_t *bytes);
+
+/* Allocates blocks; the file's size stays. -EOPNOTSUPP: this file system cannot. Ends however many signals come, and lets
+ * them come in between. */
 int os_allocate(int fd, uint64_t offset, uint64_t bytes);
 /* Gives blocks back: the range reads as zeros, for everybody who maps the file. */
 int os_punch(int fd, uint64_t offset, uint64_t bytes);

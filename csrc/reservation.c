@@ -125,7 +125,7 @@ int reservation_fini(struct reservation *r) {
     for (uint64_t from = 0; !r->foreign && !r->dropped && from < r->top;) {
         uint64_t start = bit_next(r->present, from, r->top, true), step = (UNMAP_STEP >> r->page_shift) + 1;
         from = bit_next(r->present, start, start + step < r->top ? start + step : r->top, false);
-        if (from > start) (void)os_release(at_page(r, start), bytes_of(r, from - start));
+        if (from > start) (void)os_release(r->features, at_page(r, start), bytes_of(r, from - start));
     }
     forks_hold();
     reservation_undo(r, NULL);
@@ -165,7 +165,7 @@ int reservation_lock(void *self, bool own) {
     struct reservation *r = self;
     lock_take(&r->lock);
     bool some = r->base && !r->dropped && (r->mlocks || !own);
-    int rc = some && !own ? os_mlock_present(r->present, r->map_bytes) : 0;
+    int rc = some && !own ? os_mlock_present(r->features, r->present, r->map_bytes) : 0;
     for (uint64_t from = 0; rc == 0 && some && from < r->top;) {
         uint64_t start = bit_next(r->present, from, r->top, true);
         from = bit_next(r->present, start, r->top, false);

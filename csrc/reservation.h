@@ -20,6 +20,7 @@ struct reservation_op {
     uint64_t first, end; /* pages */
     uint64_t discard_end; /* not 0: up to here the file's data goes as well */
     bool release;
+    bool theirs; /* a release: what the file has is a peer's */
     bool alone;  /* when it began nobody else could have put anything into the backing */
     uint64_t allocated; /* bytes of the file when it began, see all_are_new */
     bool locked; /* against peers in other processes */

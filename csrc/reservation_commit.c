@@ -14,17 +14,31 @@
 int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end) {
     char *at = at_page(r, first);
     uint64_t bytes = bytes_of(r, end - first);
-    if (!r->lazy) return os_release(at, bytes);
-    int rc = os_close(&r->backing.mapping, at, bytes, bytes_of(r, first));
+    if (!r->lazy && !backing_is_mapped_anew(&r->backing, r->features)) return os_release(r->features, at, bytes);
+    int rc = r->lazy ? os_close(&r->backing.mapping, at, bytes, bytes_of(r, first))
+                     : os_map_anew(&r->backing.mapping, at, bytes, bytes_of(r, first));
     if (rc == 0) (void)reservation_advise(r, at, bytes);
     return rc;
 }
 
+/* *gone: nothing is mapped there any more, also where the file has refused to give back what is behind. */
+static int give_back(struct reservation *r, uint64_t first, uint64_t end, bool discard, bool *gone) {
+    /* A private mapping's copies hide what the file has, so they go first: while it still has them nothing was lost. Of a
+     * shared mapping there is nothing but what the file has. */
+    bool copies = !r->backing.kind->shared, unmapped = false;
+    int rc = copies ? reservation_unmap_pages(r, first, end) : 0;
+    *gone = copies && rc == 0;
+    if (rc) return rc;
+    rc = backing_give_back(&r->backing, at_page(r, first), bytes_of(r, first), bytes_of(r, end - first), discard,
+                           &unmapped);
+    if (rc == 0 && !copies && !unmapped) rc = reservation_unmap_pages(r, first, end);
+    *gone = *gone || rc == 0;
+    return rc;
+}
+
 int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, bool discard) {
-    int rc = r->lazy ? reservation_unmap_pages(r, first, end) : 0;
-    return rc ? rc
-              : backing_give_back(&r->backing, at_page(r, first), bytes_of(r, first), bytes_of(r, end - first),
-                                  discard);
+    bool gone;
+    return give_back(r, first, end, discard, &gone);
 }
 
 int reservation_lock_pages(struct reservation *r, uint64_t first, uint64_t end) {
@@ -71,7 +85,8 @@ static bool all_are_new(struct reservation *r, const struct reservation_op *op) 
         uint64_t start = bit_next(r->present, from, op->end, false);
         struct os_residency there = {0};
         from = bit_next(r->present, start, op->end, true);
-        if (from > start && os_residency(at_page(r, start), bytes_of(r, from - start), &there)) return false;
+        if (from > start && os_residency(r->features, at_page(r, start), bytes_of(r, from - start), &there))
+            return false;
         mapped += there.present;
     }
     return now >= op->allocated && now - op->allocated == mapped;
@@ -399,14 +414,35 @@ int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_ti
     return repopulate(r, offset, bytes, true, 0, tick, arg, error);
 }
 
+/* Has somebody taken pages out of the file that are committed here? pread gives zeros for them, where a load might be a
+ * signal. */
+static bool was_punched(struct reservation *r, uint64_t offset, uint64_t bytes) {
+    uint64_t at = offset >> r->page_shift, end = (offset + bytes + bytes_of(r, 1) - 1) >> r->page_shift;
+    while (at < end) {
+        lock_take(&r->lock);
+        uint64_t start = bit_next(r->present, at, end, true);
+        at = bit_next(r->present, start, end, false);
+        lock_drop(&r->lock);
+        uint64_t from = bytes_of(r, start), bytes_there = bytes_of(r, at - start);
+        /* Not by a release of our own. */
+        if (at > start && backing_has_hole(&r->backing, from, bytes_there) &&
+            reservation_is_committed(r, from, bytes_there, false))
+            return true;
+    }
+    return false;
+}
+
 int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation) {
     struct reservation_view here;
+    uint64_t first, end;
+    if (!reservation_pages_of(r, offset, bytes, &first, &end)) return -EINVAL;
     /* Of a shared file all can be read, committed or not: the kernel does it without mapping anything. */
     bool anywhere = !into_reservation && r->backing.kind->shared && r->backing.mapping.fd >= 0;
     if (into_reservation && r->backing.mapping.readonly) return -EACCES;
     int rc = reservation_glance(r, &here, anywhere ? 0 : offset, anywhere ? 0 : bytes, into_reservation);
     if (rc) return r->dropped ? -ENOTCONN : rc;
     rc = backing_copy(&r->backing, r->base + offset, offset, buffer, bytes, into_reservation);
+    if (rc == 0 && anywhere && was_punched(r, offset, bytes)) rc = -EFAULT;
     reservation_look_away(r, &here);
     return rc;
 }
@@ -442,7 +478,7 @@ static int discard(struct reservation *r, const struct reservation_op *op, arena
     int rc = 0;
     for (uint64_t n; rc == 0 && at < end; at += n) {
         n = end - at < step ? end - at : step;
-        rc = backing_give_back(&r->backing, r->base + at, at, n, true);
+        rc = reservation_give_back(r, at >> r->page_shift, (at + n) >> r->page_shift, true);
         if (rc == 0 && tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
             rc = tick(arg, at, end);
             asked = os_now_ns();
@@ -452,9 +488,55 @@ static int discard(struct reservation *r, const struct reservation_op *op, arena
     return rc;
 }
 
+/* What the machine gets of a range that is released: from a file that keeps what it has, a private mapping's copies. */
+static uint64_t gets(const struct reservation *r, const struct reservation_op *op, uint64_t first, uint64_t end) {
+    if (op->discard_end || !(backing_keeps(&r->backing) || op->theirs)) return bit_count(r->present, first, end);
+    return r->backing.kind->shared ? 0 : bit_count(r->writable, first, end);
+}
+
+struct released {
+    uint64_t pages, got;
+    uint64_t failed; /* the first page that could not be released */
+};
+
+/* Releases present pages, and books them. What cannot be released whole, because of a page in the middle, or of a refusal
+ * that was one for the moment, is released in halves, so that the ledger says in any case what is there. */
+static int release_run(struct reservation *r, const struct reservation_op *op, uint64_t first, uint64_t end,
+                       struct released *out) {
+    bool gone = false;
+    int rc = unlock_pages(r, first, end);
+    if (rc == 0 && op->theirs) {
+        rc = reservation_unmap_pages(r, first, end);
+        gone = rc == 0;
+    } else if (rc == 0) {
+        rc = give_back(r, first, end, false, &gone);
+    }
+    if (rc && !gone && end - first > 1 && (rc == -ENOMEM || rc == -EINVAL)) {
+        uint64_t middle = first + (end - first) / 2;
+        int left = release_run(r, op, first, middle, out), right = release_run(r, op, middle, end, out);
+        return left ? left : right;
+    }
+    /* Somebody has unmapped it: then it is not there, whatever is done about that. */
+    if (rc == -ENOMEM && !os_is_mapped(at_page(r, first))) gone = true;
+    if (rc && out->failed > first) out->failed = first;
+    if (!gone) {
+        (void)lock_pages(r, first, end);
+        return rc;
+    }
+    lock_take(&r->lock);
+    out->got += rc ? 0 : gets(r, op, first, end);
+    uint64_t cleared = bit_fill(r->present, first, end, false);
+    (void)bit_fill(r->writable, first, end, false);
+    r->committed -= cleared;
+    lock_drop(&r->lock);
+    out->pages += cleared;
+    return rc;
+}
+
 int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed, arena_tick tick,
                                void *arg, struct arena_error *error) {
-    uint64_t began = os_now_ns(), asked = began, at = op->first, total = 0;
+    uint64_t began = os_now_ns(), asked = began, at = op->first;
+    struct released released = {.failed = UINT64_MAX};
     uint64_t step = bytes_of(r, 1) < RELEASE_STEP ? RELEASE_STEP >> r->page_shift : 1;
     int rc = op_lock_peers(r, op, tick, arg);
     if (rc) reservation_explain(error, rc, "wait", bytes_of(r, at), 0);
@@ -463,22 +545,12 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
         uint64_t end = bit_next(r->present, start, limit < op->end ? limit : op->end, false);
         if (end == start) break;
         /* A private mapping has put nothing into a file that others know: what is there is theirs. */
-        bool theirs = !r->backing.kind->shared && r->backing.mapping.fd >= 0 && !backing_alone(&r->backing);
-        rc = unlock_pages(r, start, end);
-        if (rc == 0) {
-            rc = theirs ? reservation_unmap_pages(r, start, end) : reservation_give_back(r, start, end, false);
-            if (rc) (void)lock_pages(r, start, end);
-        }
+        op->theirs = !r->backing.kind->shared && r->backing.mapping.fd >= 0 && !backing_alone(&r->backing);
+        rc = release_run(r, op, start, end, &released);
         if (rc) {
-            reservation_explain(error, rc, "release", bytes_of(r, start), bytes_of(r, end - start));
+            reservation_explain(error, rc, "release", bytes_of(r, released.failed), bytes_of(r, end - released.failed));
             break;
         }
-        lock_take(&r->lock);
-        uint64_t cleared = bit_fill(r->present, start, end, false);
-        (void)bit_fill(r->writable, start, end, false);
-        r->committed -= cleared;
-        lock_drop(&r->lock);
-        total += cleared;
         at = end;
         if (tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
             rc = tick(arg, bytes_of(r, at - op->first), bytes_of(r, op->end - op->first));
@@ -489,11 +561,11 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
     if (rc == 0 && op->discard_end) rc = discard(r, op, tick, arg, error);
     op_unlock_peers(r, op);
     lock_take(&r->lock);
-    if (total) r->releases++;
+    if (released.pages) r->releases++;
     r->release_ns += os_now_ns() - began;
     if (rc && error) error->committed = bytes_of(r, r->committed);
     op_end(r, op);
-    if (freed) *freed = bytes_of(r, total);
+    if (freed) *freed = bytes_of(r, released.got);
     return rc;
 }
 

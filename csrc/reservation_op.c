@@ -170,6 +170,6 @@ int reservation_advise(const struct reservation *r, void *at, uint64_t bytes) {
     if (rc) return rc;
     if (!r->dump) (void)os_advise_dump(at, bytes, false);
     rc = os_advise_fork(at, bytes, r->fork);
-    if (r->name) os_name(at, bytes, r->name);
+    if (r->name) os_name(r->features, at, bytes, r->name);
     return rc;
 }

@@ -22,7 +22,7 @@ cdef extern from "arena.h":
     cdef struct arena_error:
         const char *op
         uint64_t offset, requested, committed, available
-        char where[160]
+        char where[512]
 
 
 cdef extern from "mirror.h" nogil:
