@@ -106,12 +106,14 @@ bool backing_next_data(const struct backing *b, uint64_t *start, uint64_t *stop,
     return true;
 }
 
-int backing_advise(const struct backing *b, void *at, uint64_t bytes) {
+int backing_advise(const struct backing *b, void *at, uint64_t bytes, const char **op) {
     /* A kernel without THP has no MADV_NOHUGEPAGE either, and needs none; hugetlb knows neither. A file on disk would be
      * populated half as fast with it: its large folios come from the file system, and cannot be had by asking. */
     bool none = b->kind->pool || (b->mapping.fd >= 0 && !b->kind->shmem);
     int rc = none ? 0 : os_advise_huge(at, bytes, b->huge);
+    *op = "madvise(MADV_HUGEPAGE)";
     if (rc && b->huge) return rc;
+    *op = "mbind";
     return b->node < 0 ? 0 : os_bind(at, bytes, b->node);
 }
 

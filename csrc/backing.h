@@ -52,8 +52,8 @@ struct backing {
 int backing_open(struct backing *b, const struct reservation_config *config, const char **op, char *where, size_t n);
 /* `unlink_path`: what was created there is not wanted. NULL: a created file stays. */
 void backing_close(struct backing *b, const char *unlink_path);
-/* What has to be said of a range of it: once it is mapped, and again after it was mapped anew. */
-int backing_advise(const struct backing *b, void *at, uint64_t bytes);
+/* What has to be said of a range of it: once it is mapped, and again after it was mapped anew. *op: what was refused. */
+int backing_advise(const struct backing *b, void *at, uint64_t bytes, const char **op);
 
 /* Makes blocks for a range that is going to be populated. -EFAULT: beyond the end of the file. -ENOSPC; -EOPNOTSUPP: a
  * file system that cannot, and a hole in a file that is not ours. */

@@ -40,13 +40,17 @@ struct breath {
 };
 
 static void breathe(struct breath *b, uint64_t now, uint64_t spent) {
+    b->worked += spent;
+    if (b->worked < BREATH_WORK * b->sleep_ns) return;
+    /* Only now: to look is a system call, and a commit of a page has but one. */
     if (b->looked == 0 || now - b->looked > NEIGHBOURS_NS) {
         b->looked = now;
         b->neighbours = os_threads() > 1 + __atomic_load_n(&shared.helpers, __ATOMIC_RELAXED);
     }
-    if (!b->neighbours) return;
-    b->worked += spent;
-    if (b->worked < BREATH_WORK * b->sleep_ns) return;
+    if (!b->neighbours) {
+        b->worked = 0;
+        return;
+    }
     os_sleep_us(BREATH_US);
     uint64_t slept = os_now_ns() - now;
     /* A sleep that was long because the CPU was busy elsewhere must not make the next one rare. */

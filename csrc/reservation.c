@@ -55,8 +55,7 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     int rc = os_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
     if (rc) return rc;
     r->base = base;
-    *op = r->backing.node < 0 ? "madvise" : "mbind";
-    rc = reservation_advise(r, base, r->backing.bytes);
+    rc = reservation_advise(r, base, r->backing.bytes, op);
     if (rc == 0) {
         *op = "mmap of the page map";
         rc = make_maps(r);

@@ -17,7 +17,8 @@ int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end)
     if (!r->lazy && !backing_is_mapped_anew(&r->backing, r->features)) return os_release(r->features, at, bytes);
     int rc = r->lazy ? os_close(&r->backing.mapping, at, bytes, bytes_of(r, first))
                      : os_map_anew(&r->backing.mapping, at, bytes, bytes_of(r, first));
-    if (rc == 0) (void)reservation_advise(r, at, bytes);
+    const char *unused;
+    if (rc == 0) (void)reservation_advise(r, at, bytes, &unused);
     return rc;
 }
 
@@ -117,6 +118,7 @@ struct preparation {
     const struct reservation_op *op;
     bool write;
     bool busy; /* atomic: a thread is allocating */
+    bool refused; /* atomic: it was the allocating that failed */
 };
 
 static void keep_data(struct reservation *r, uint64_t start, uint64_t end) {
@@ -138,6 +140,7 @@ static int prepare(void *self, char *at, uint64_t n) {
     if (busy) return 0;
     int rc = backing_allocate(&r->backing, offset, n, p->write);
     __atomic_store_n(&p->busy, false, __ATOMIC_RELEASE);
+    if (rc && rc != -EFAULT) __atomic_store_n(&p->refused, true, __ATOMIC_RELAXED);
     return rc;
 }
 
@@ -173,6 +176,7 @@ static int populate_pages(struct reservation *r, const struct reservation_op *op
             p->fresh = which == LACKING;
             *step = p->write ? "madvise(MADV_POPULATE_WRITE)" : "madvise(MADV_POPULATE_READ)";
             rc = populate_range(p, at_page(r, start), bytes_of(r, from - start));
+            if (rc && ((struct preparation *)p->prepare_arg)->refused) *step = "fallocate";
             if (rc && p->refused) *step = "preflight";
         }
         if (rc) return rc;

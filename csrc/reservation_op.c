@@ -165,10 +165,11 @@ bool reservation_looked_at(const struct reservation *r, uint64_t first, uint64_t
     return false;
 }
 
-int reservation_advise(const struct reservation *r, void *at, uint64_t bytes) {
-    int rc = backing_advise(&r->backing, at, bytes);
+int reservation_advise(const struct reservation *r, void *at, uint64_t bytes, const char **op) {
+    int rc = backing_advise(&r->backing, at, bytes, op);
     if (rc) return rc;
     if (!r->dump) (void)os_advise_dump(at, bytes, false);
+    *op = "madvise";
     rc = os_advise_fork(at, bytes, r->fork);
     if (r->name) os_name(r->features, at, bytes, r->name);
     return rc;

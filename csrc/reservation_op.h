@@ -43,7 +43,7 @@ int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, b
 void reservation_roll_back(struct reservation *r, const struct reservation_op *op);
 /* Empties `kept` in its range. */
 void reservation_forget_kept(struct reservation *r, const struct reservation_op *op);
-/* Advice that has to be there before the first page, and again after a range was mapped anew. */
-int reservation_advise(const struct reservation *r, void *at, uint64_t bytes);
+/* Advice that has to be there before the first page, and again after a range was mapped anew. *op: what was refused. */
+int reservation_advise(const struct reservation *r, void *at, uint64_t bytes, const char **op);
 
 #endif

@@ -310,6 +310,12 @@ class Arena:
     def read(self, block: Block) -> bytes:
         return bytes(ffi.buffer(ffi.cast("char *", block.address), block.bytes))
 
+    def residency(self) -> int:
+        out = ffi.new("struct os_residency *")
+        must(self.lib.os_residency(self.lib.os_features(), ffi.cast("void *", self.base), self.size, out))
+        present: int = out.present
+        return present
+
     def figures(self) -> dict[str, int]:
         """What a call that failed must not have changed."""
         s = self.stats()
