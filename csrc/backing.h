@@ -36,6 +36,9 @@ struct backing {
     const struct backing_kind *kind;
     struct os_mapping mapping;
     int other;           /* a description of the same file for our locks and seeks; -1: not (yet) there */
+    uint32_t holders;    /* atomic: how many have a lock, or are about to have one */
+    bool stuck;          /* atomic: a range that was given up is still locked */
+    bool unlocking;      /* atomic: all of it is being unlocked */
     bool ours, created;  /* created: with a name */
     bool peers;          /* atomic */
     bool sealed;         /* the file keeps its size */
@@ -60,11 +63,14 @@ int backing_advise(const struct backing *b, void *at, uint64_t bytes, const char
 int backing_allocate(const struct backing *b, uint64_t offset, uint64_t bytes, bool write);
 /* Nobody else can have put anything there. */
 bool backing_alone(const struct backing *b);
-/* Can be asked what data there is (SEEK_DATA): so a rollback tells its own pages from a peer's. */
+/* Can be asked what data there is (SEEK_DATA): so a commit knows of a page, before it makes it, that it was not there. */
 bool backing_shows_data(const struct backing *b);
+/* Bytes from `offset` on, `bytes` at most, that read as zeros in its file. What cannot be read is not zero. */
+uint64_t backing_zeros(const struct backing *b, uint64_t offset, uint64_t bytes);
 /* Bytes that its file takes. */
 uint64_t backing_allocated(const struct backing *b);
-/* From *start on, the next range of data within the file, up to `end`; false: there is none. */
+/* From *start on, the next range of data within the file, up to `end`; false: there is none. Where the file system does not
+ * tell, all is data. */
 bool backing_next_data(const struct backing *b, uint64_t *start, uint64_t *stop, uint64_t end);
 bool backing_fresh_is_zero(const struct backing *b);
 
@@ -78,10 +84,15 @@ bool backing_is_mapped_anew(const struct backing *b, const struct os_features *f
 
 /* Of a file of hugetlb pages only their number can be had (backing_allocated); so with peers operations on it take turns. */
 bool backing_one_at_a_time(const struct backing *b);
-/* Others who commit or release in this range wait, as far as they use these locks. -EAGAIN: so do we. Where there are no
- * peers, or no locks, all is well. */
+/* Others who commit or release in this range wait, as far as they use these locks. -EBUSY: so do we. -EAGAIN: to be tried
+ * again. 0 without *locked: there are no peers, or no locks in this file system, or /proc is not there to open a description
+ * for them; then nothing of the file is ever taken for this operation's own. Other errors: the lock was refused. */
 int backing_lock(struct backing *b, uint64_t offset, uint64_t bytes, bool *locked);
+/* The same where there are no peers yet, but may be at any moment. */
+int backing_lock_early(struct backing *b, uint64_t offset, uint64_t bytes, bool *locked);
 void backing_unlock(struct backing *b, uint64_t offset, uint64_t bytes);
+/* Which process keeps others waiting in this range; 0 where that cannot be told. */
+int backing_lock_holder(const struct backing *b, uint64_t offset, uint64_t bytes);
 /* In the child of a fork the parent's locks are not ours. */
 void backing_after_fork_child(struct backing *b);
 

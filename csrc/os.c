@@ -546,6 +546,8 @@ unsigned os_cpus(void) {
     return n > 0 ? (unsigned)n : 1;
 }
 
+bool os_is_main_thread(void) { return syscall(SYS_gettid) == getpid(); }
+
 unsigned os_threads(void) {
     struct stat st;
     return stat("/proc/self/task", &st) == 0 && st.st_nlink > 2 ? (unsigned)st.st_nlink - 2 : 1;

@@ -130,6 +130,8 @@ int os_each_line(const char *path, bool (*line)(void *arg, char *text), void *ar
 uint64_t os_now_ns(void);
 void os_sleep_us(unsigned us);
 unsigned os_cpus(void);
+/* The thread that the process began with: in most programs the only one whose waiting a signal handler can end. */
+bool os_is_main_thread(void);
 /* Threads of this process (1 when it cannot be told). */
 unsigned os_threads(void);
 /* A thread with a small stack and every signal blocked: under MCL_FUTURE a default stack is 2,048 faults. */

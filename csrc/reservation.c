@@ -31,7 +31,7 @@ static int make_maps(struct reservation *r) {
     (void)os_advise_dump(maps, r->map_bytes, false);
     r->present = maps;
     r->writable = r->present + words;
-    r->kept = r->writable + words;
+    r->made = r->writable + words;
     return 0;
 }
 
@@ -66,8 +66,11 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
 
 int reservation_init(struct reservation *r, const struct reservation_config *c, bool watch, struct arena_error *error) {
     if (c->size == 0) return reservation_explain(error, -EINVAL, "size", 0, 0);
-    *r = (struct reservation){
-        .fork = fork_of(c), .dump = c->dump, .mlocks = c->lock, .features = c->features ? c->features : os_features()};
+    *r = (struct reservation){.fork = fork_of(c),
+                              .dump = c->dump,
+                              .mlocks = c->lock,
+                              .features = c->features ? c->features : os_features(),
+                              .peer_wait_ns = RESERVATION_PEER_NS};
     /* A shared mapping cannot be copied or wiped, and a private one not be shared. */
     if (c->shared ? r->fork == OS_FORK_COPY || r->fork == OS_FORK_WIPE : r->fork == OS_FORK_SHARE)
         return reservation_explain(error, -EINVAL, "fork", 0, c->size);
@@ -221,7 +224,7 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
     } else if (!r->dropped && !shared) {
         reservation_roll_back(r, op);
     }
-    reservation_forget_kept(r, op);
+    reservation_forget_made(r, op);
     op_remove(r, op);
 }
 
@@ -240,10 +243,12 @@ void reservation_after_fork_child(struct reservation *r) {
     }
     for (struct reservation_op *op = r->ops, *next; op; op = next) {
         next = op->next;
-        if (!pthread_equal(op->thread, pthread_self()))
+        if (!pthread_equal(op->thread, pthread_self())) {
             abandon(r, op);
-        else if (r->fork == OS_FORK_SHARE)
-            op->parents = true;
+            continue;
+        }
+        op_forget_lock(op);
+        if (r->fork == OS_FORK_SHARE) op->parents = true;
     }
     for (struct reservation_view *v = r->views, *next; v; v = next) {
         next = v->next;

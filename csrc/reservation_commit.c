@@ -67,13 +67,26 @@ static void undo(struct reservation *r, uint64_t first, uint64_t end) {
     if (reservation_give_back(r, first, end, false)) (void)reservation_unmap_pages(r, first, end);
 }
 
-/* The part of [first, end) that a peer had data in stays in the file. */
+/* Of pages that this operation has made, those that are zero go back. The others somebody has written to since, who does not
+ * take our locks. In steps, so that there is little time between the look and the deed. */
+static void undo_zeros(struct reservation *r, uint64_t first, uint64_t end) {
+    uint64_t step = (POPULATE_STEP >> r->page_shift) + 1, zeros;
+    for (; first < end; first += zeros) {
+        uint64_t n = end - first < step ? end - first : step;
+        zeros = backing_zeros(&r->backing, bytes_of(r, first), bytes_of(r, n)) >> r->page_shift;
+        if (zeros) undo(r, first, first + zeros);
+        if (zeros < n) (void)reservation_unmap_pages(r, first + zeros, first + zeros + 1);
+        if (zeros < n) zeros++;
+    }
+}
+
+/* Of [first, end) what this operation has not made stays in the file. */
 static void undo_ours(struct reservation *r, uint64_t first, uint64_t end) {
     while (first < end) {
-        uint64_t kept = bit_next(r->kept, first, end, true);
-        if (kept > first) undo(r, first, kept);
-        first = bit_next(r->kept, kept, end, false);
-        if (first > kept) (void)reservation_unmap_pages(r, kept, first);
+        uint64_t made = bit_next(r->made, first, end, true);
+        if (made > first) (void)reservation_unmap_pages(r, first, made);
+        first = bit_next(r->made, made, end, false);
+        if (first > made) undo_zeros(r, made, first);
     }
 }
 
@@ -94,10 +107,14 @@ static bool all_are_new(struct reservation *r, const struct reservation_op *op) 
 }
 
 void reservation_roll_back(struct reservation *r, const struct reservation_op *op) {
-    bool all_ours = op->alone && backing_alone(&r->backing);
-    if (!op->alone && !op->parents && r->backing.ours && r->backing.kind->pool && r->backing.mapping.fd >= 0)
-        all_ours = all_are_new(r, op);
-    bool known = !op->alone && !op->parents && r->backing.ours && backing_shows_data(&r->backing);
+    uint64_t offset = bytes_of(r, op->first), bytes = bytes_of(r, op->end - op->first);
+    bool locked = false;
+    /* A fork in another thread, or a descriptor that is handed out, may bring peers at any moment, even while this goes on:
+     * their first commit here waits until it is over. */
+    bool alone = op->alone && backing_lock_early(&r->backing, offset, bytes, &locked) != -EBUSY;
+    bool all_ours = alone && backing_alone(&r->backing);
+    bool known = op->locked && !op->alone && !op->parents && r->backing.ours &&
+                 (backing_shows_data(&r->backing) || all_are_new(r, op));
     for (uint64_t from = op->first; from < op->end;) {
         uint64_t start = bit_next(r->present, from, op->end, false);
         from = bit_next(r->present, start, op->end, true);
@@ -110,6 +127,7 @@ void reservation_roll_back(struct reservation *r, const struct reservation_op *o
         else /* what cannot be told from a peer's is left to the peer */
             (void)reservation_unmap_pages(r, start, from);
     }
+    if (locked) backing_unlock(&r->backing, offset, bytes);
 }
 
 /* How the pieces of a commit are prepared. */
@@ -121,11 +139,18 @@ struct preparation {
     bool refused; /* atomic: it was the allocating that failed */
 };
 
-static void keep_data(struct reservation *r, uint64_t start, uint64_t end) {
-    uint64_t stop;
-    for (; start < end && backing_next_data(&r->backing, &start, &stop, end); start = stop) {
-        bit_fill_shared(r->kept, start >> r->page_shift, (stop + bytes_of(r, 1) - 1) >> r->page_shift, true);
-        __atomic_store_n(&r->any_kept, true, __ATOMIC_RELAXED);
+/* Notes the pages that the file lacks in [at, end): they are going to be made. Of a file of hugetlb pages that cannot be
+ * asked; there all_are_new tells afterwards. */
+static void note_missing(struct reservation *r, uint64_t at, uint64_t end) {
+    while (at < end) {
+        uint64_t start = at, stop = end;
+        bool some = backing_shows_data(&r->backing) && backing_next_data(&r->backing, &start, &stop, end);
+        uint64_t first = (at + bytes_of(r, 1) - 1) >> r->page_shift, missing = (some ? start : end) >> r->page_shift;
+        if (first < missing) {
+            bit_fill_shared(r->made, first, missing, true);
+            __atomic_store_n(&r->any_made, true, __ATOMIC_RELAXED);
+        }
+        at = stop;
     }
 }
 
@@ -133,7 +158,7 @@ static int prepare(void *self, char *at, uint64_t n) {
     struct preparation *p = self;
     struct reservation *r = p->r;
     uint64_t offset = (uint64_t)(at - r->base);
-    if (!p->op->alone && r->backing.ours && backing_shows_data(&r->backing)) keep_data(r, offset, offset + n);
+    if (p->op->locked && !p->op->alone && r->backing.ours) note_missing(r, offset, offset + n);
     /* fallocate locks the file. Of shared memory, a second thread had better let the populating allocate than wait; it is
      * told EFAULT when there is no room, and ENOSPC is read from that (backing_explain). */
     bool busy = r->backing.kind->shmem && __atomic_exchange_n(&p->busy, true, __ATOMIC_ACQUIRE);
@@ -144,12 +169,12 @@ static int prepare(void *self, char *at, uint64_t n) {
     return rc;
 }
 
-void reservation_forget_kept(struct reservation *r, const struct reservation_op *op) {
-    if (!__atomic_load_n(&r->any_kept, __ATOMIC_RELAXED)) return;
+void reservation_forget_made(struct reservation *r, const struct reservation_op *op) {
+    if (!__atomic_load_n(&r->any_made, __ATOMIC_RELAXED)) return;
     for (uint64_t from = op->first; from < op->end;) {
-        uint64_t start = bit_next(r->kept, from, op->end, true);
-        from = bit_next(r->kept, start, op->end, false);
-        bit_fill_shared(r->kept, start, from, false);
+        uint64_t start = bit_next(r->made, from, op->end, true);
+        from = bit_next(r->made, start, op->end, false);
+        bit_fill_shared(r->made, start, from, false);
     }
 }
 
@@ -245,6 +270,15 @@ static int explain_commit(struct reservation *r, struct arena_error *e, int rc, 
     return rc;
 }
 
+/* A commit that peers in other processes, or their lock, did not let begin. */
+static int explain_wait(struct reservation *r, const struct reservation_op *op, int rc, struct arena_error *e) {
+    op_explain_lock(r, op, rc, e);
+    lock_take(&r->lock);
+    if (e) e->committed = bytes_of(r, r->committed);
+    lock_drop(&r->lock);
+    return rc;
+}
+
 /* Nothing is begun that is known to be too much: for the machine or the cgroup, or for what the backing itself has left.
  * `absent`: bytes of which the backing has nothing yet. */
 static int preflight(struct reservation *r, uint64_t bytes, uint64_t absent, bool write,
@@ -332,7 +366,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
         }
         /* First of all: in a cgroup without OOM killer every fault of this process hangs until memory is free again. */
         if (rc) reservation_roll_back(r, &op);
-        reservation_forget_kept(r, &op);
+        reservation_forget_made(r, &op);
     }
     op_unlock_peers(r, &op);
 
@@ -345,6 +379,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
         r->commit_ns += os_now_ns() - began;
     }
     op_end(r, &op);
+    if (rc && strcmp(step, "wait") == 0) return explain_wait(r, &op, rc, error);
     return rc ? explain_commit(r, error, rc, step, offset, bytes, p.total, refused ? &report : NULL) : 0;
 }
 
@@ -400,11 +435,12 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
         step = "madvise(MADV_POPULATE_READ)";
         rc = populate_readable(r, &op, &read);
     }
-    reservation_forget_kept(r, &op);
+    reservation_forget_made(r, &op);
     op_unlock_peers(r, &op);
     lock_take(&r->lock);
     if (rc == 0 && op.first == 0 && op.end >= r->top) r->private_epoch = epoch;
     op_end(r, &op);
+    if (rc && strcmp(step, "wait") == 0) return explain_wait(r, &op, rc, error);
     return rc ? explain_commit(r, error, rc, step, offset, bytes_of(r, op.end) - offset, p.total, NULL) : 0;
 }
 
@@ -543,7 +579,7 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
     struct released released = {.failed = UINT64_MAX};
     uint64_t step = bytes_of(r, 1) < RELEASE_STEP ? RELEASE_STEP >> r->page_shift : 1;
     int rc = op_lock_peers(r, op, tick, arg);
-    if (rc) reservation_explain(error, rc, "wait", bytes_of(r, at), 0);
+    if (rc) op_explain_lock(r, op, rc, error);
     while (rc == 0 && at < op->end) {
         uint64_t start = bit_next(r->present, at, op->end, true), limit = start + step;
         uint64_t end = bit_next(r->present, start, limit < op->end ? limit : op->end, false);
