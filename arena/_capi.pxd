@@ -112,7 +112,7 @@ cdef extern from "arena_internal.h" nogil:
     cdef struct os_features_t "os_features":
         bint populate, dontneed_locked, pagemap_scan, vma_names
     const os_features_t *os_features()
-    int os_residency(const void *, size_t, os_residency_t *)
+    int os_residency(const os_features_t *, const void *, size_t, os_residency_t *)
     int os_overcommit_mode()
     int os_flush(void *, size_t)
     bint os_thp_allowed(uint64_t, bint)

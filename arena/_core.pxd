@@ -15,7 +15,7 @@ cdef extern from "arena.h" nogil:
         uint64_t requested
         uint64_t committed
         uint64_t available
-        char where[160]
+        char where[512]
     cdef struct arena_block:
         uint64_t handle
         uint64_t offset

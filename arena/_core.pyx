@@ -306,7 +306,7 @@ cdef residency_of(uint64_t address, uint64_t length, bint whole):
     cdef os_residency_t r
     cdef int rc
     with nogil:
-        rc = os_residency(<void *>address, length, &r)
+        rc = os_residency(os_features(), <void *>address, length, &r)
     if rc:
         raise OSError(-rc, f"cannot read /proc/self/pagemap: {_os.strerror(-rc)}")
     huge, zero, locked, dirty = r.huge, r.zero, None, None

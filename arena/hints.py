@@ -96,6 +96,13 @@ def for_commit(err: int, op: str, where: str, available: int | None) -> str:
             f"the file is only {available} bytes long, or has been truncated: commit within it, or make it longer "
             "first (read_into() reads what may go away without a signal)"
         )
+    if op == "lock of the file":
+        if err == _errno.EBUSY:
+            return (
+                f"{where or 'another process'} has been committing or releasing there for a minute, or is stopped: end "
+                "it or let it go on, then try again"
+            )
+        return "the lock that keeps other processes out (fcntl(2), F_OFD_SETLK) was refused"
     if op == "discard":
         return "the file was opened for reading only, or cannot be punched (fallocate(2), FALLOC_FL_PUNCH_HOLE)"
     if err in (_errno.ENOSPC, _errno.EDQUOT):

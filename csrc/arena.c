@@ -78,7 +78,7 @@ static int arena_lock_present(void *self, bool own) {
     struct fork_range part[FORKS_RANGES];
     int rc = reservation_lock(&a->reservation, own);
     for (size_t i = own ? 0 : arena_index_ranges(a, part); rc == 0 && i-- > 0;)
-        rc = os_mlock_present(part[i].base, part[i].bytes);
+        rc = os_mlock_present(a->reservation.features, part[i].base, part[i].bytes);
     return rc;
 }
 

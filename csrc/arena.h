@@ -41,7 +41,7 @@ struct arena_error {
     uint64_t requested;  /* bytes asked for */
     uint64_t committed;  /* bytes committed when it failed */
     uint64_t available;  /* bytes that could be had; UINT64_MAX: not known */
-    char where[160];     /* the file or limit that says so; may be empty */
+    char where[512];     /* the file or limit that says so; may be empty */
 };
 
 /* --- reservation: a sparse range of memory, or of a file, and a map of what is present -------------------------------- */
@@ -99,9 +99,10 @@ int reservation_fd(reservation *r);
  * -ESHUTDOWN: closed. */
 int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
                        void *arg, uint64_t *newly, struct arena_error *error);
-/* Gives [offset, offset + bytes), rounded inward to pages, back; what was committed of it goes to *freed. In a file that
- * was there before only `discard` gives back more than the mapping: then all of the range, committed or not, is punched
- * out of it. */
+/* Gives [offset, offset + bytes), rounded inward to pages, back; the bytes of committed pages that the machine got by that
+ * go to *freed. A file that was there before keeps what it has, and of it only a private mapping's copies are given back;
+ * but for `discard`: then all of the range, committed or not, is punched out of it. When it fails, what was given back until
+ * then is not committed any more. */
 int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool discard, uint64_t *freed, arena_tick tick,
                         void *arg, struct arena_error *error);
 /* Is all of it committed (for writing)? */
@@ -113,7 +114,8 @@ int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_ti
                        struct arena_error *error);
 /* Copies out of or into the range through the kernel (pread and pwrite for shared files, else process_vm_readv and
  * process_vm_writev): an error where a load or store would be a signal. -ENODATA: not all of it is committed (for writing,
- * to copy into it; a shared file may be read anywhere). -EFAULT: beyond the end of the file. -EBUSY: it is being released.
+ * to copy into it; a shared file may be read anywhere). -EFAULT: beyond the end of the file; or, of a file in memory, what
+ * is committed here and was punched out by somebody. -EINVAL: not in the reservation. -EBUSY: it is being released.
  * -EPERM: seccomp forbids it, as containers may. */
 int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation);
 

@@ -88,11 +88,12 @@ int arena_index_extend(struct arena *a, int lacks, const struct freelist_block *
 }
 
 static int reserve_tables(struct arena *a, const struct freelist_layout *layout) {
-    int rc = table_reserve(&a->nodes, layout->node_bytes);
-    if (rc == 0) rc = table_reserve(&a->leaves, layout->leaf_bytes);
-    if (rc == 0) rc = table_reserve(&a->map, layout->map_bytes);
-    if (rc == 0) rc = table_reserve(&a->side, layout->side_bytes);
-    if (rc == 0) rc = table_reserve(&a->chunks, layout->chunk_bytes);
+    const struct os_features *features = a->reservation.features;
+    int rc = table_reserve(&a->nodes, layout->node_bytes, features);
+    if (rc == 0) rc = table_reserve(&a->leaves, layout->leaf_bytes, features);
+    if (rc == 0) rc = table_reserve(&a->map, layout->map_bytes, features);
+    if (rc == 0) rc = table_reserve(&a->side, layout->side_bytes, features);
+    if (rc == 0) rc = table_reserve(&a->chunks, layout->chunk_bytes, features);
     return rc;
 }
 

@@ -140,7 +140,6 @@ int arena_collect(arena *a) {
         }
         int rc = release_one(a, due, &freed, NULL);
         if (rc) return rc == -ENOENT || rc == -EAGAIN ? 0 : rc;
-        if (freed == 0) return 0;
     }
 }
 

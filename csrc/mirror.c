@@ -186,7 +186,7 @@ void mirror_destroy(struct mirror *m) {
     /* As reservation_close: to unmap what is present holds the mmap_lock for long. */
     for (uint64_t at = 0, n; at < whole(m); at += n) {
         n = whole(m) - at < UNMAP_STEP ? whole(m) - at : UNMAP_STEP;
-        (void)os_release(m->base + at, n);
+        (void)os_release(os_features(), m->base + at, n);
     }
     forks_hold();
     os_unmap(m->base, whole(m));

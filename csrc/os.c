@@ -37,10 +37,27 @@ static void *map_none(size_t bytes) {
     return mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }
 
+static int flags_of(const struct os_mapping *what) {
+    int flags = MAP_NORESERVE | (what->shared ? MAP_SHARED : MAP_PRIVATE) | (what->fd < 0 ? MAP_ANONYMOUS : 0);
+    if (what->hugetlb) flags |= MAP_HUGETLB | (int)((unsigned)__builtin_ctzll(what->hugetlb) << 26);
+    return flags;
+}
+
 /* --- features --------------------------------------------------------------------------------------------------- */
 
 static struct os_features features;
 static pthread_once_t features_once = PTHREAD_ONCE_INIT;
+
+/* The kernel refuses MADV_DONTNEED by the kind of the mapping, whether it has a page or not. So a mapping without any
+ * tells, and such a one takes nothing from the pool. */
+static bool can_drop_hugetlb(void) {
+    const struct os_mapping pool = {.fd = -1, .hugetlb = OS_HUGE};
+    void *at = mmap(NULL, OS_HUGE, PROT_NONE, flags_of(&pool), -1, 0);
+    if (at == MAP_FAILED) return false;
+    bool can = madvise(at, OS_HUGE, MADV_DONTNEED) == 0;
+    munmap(at, OS_HUGE);
+    return can;
+}
 
 static void probe(void) {
     void *page = mmap(NULL, OS_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -55,9 +72,10 @@ static void probe(void) {
     features.dontneed_locked = madvise(page, OS_PAGE, ADVICE_DONTNEED_LOCKED) == 0;
     features.vma_names = prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)page, OS_PAGE, "arena") == 0;
     munmap(page, OS_PAGE);
+    features.dontneed_hugetlb = can_drop_hugetlb();
     struct os_residency unused;
     features.pagemap_scan = true;
-    features.pagemap_scan = os_residency(&features, 0, &unused) == 0;
+    features.pagemap_scan = os_residency(&features, &features, 0, &unused) == 0;
 }
 
 const struct os_features *os_features(void) {
@@ -162,12 +180,6 @@ int os_overcommit_mode(void) {
 /* --- mappings --------------------------------------------------------------------------------------------------- */
 
 const struct os_mapping os_anonymous = {.fd = -1};
-
-static int flags_of(const struct os_mapping *what) {
-    int flags = MAP_NORESERVE | (what->shared ? MAP_SHARED : MAP_PRIVATE) | (what->fd < 0 ? MAP_ANONYMOUS : 0);
-    if (what->hugetlb) flags |= MAP_HUGETLB | (int)((unsigned)__builtin_ctzll(what->hugetlb) << 26);
-    return flags;
-}
 
 static int map_fixed(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset, int prot) {
     void *at = mmap(addr, bytes, prot, flags_of(what) | MAP_FIXED, what->fd, (off_t)offset);
@@ -300,10 +312,27 @@ static int advise(void *addr, size_t bytes, int advice) {
     return 0;
 }
 
-int os_release(void *addr, size_t bytes) {
+int os_release(const struct os_features *f, void *addr, size_t bytes) {
     int rc = advise(addr, bytes, MADV_DONTNEED);
-    if (rc == -EINVAL && os_features()->dontneed_locked) rc = advise(addr, bytes, ADVICE_DONTNEED_LOCKED);
+    if (rc != -EINVAL) return rc;
+    if (f->dontneed_locked) return advise(addr, bytes, ADVICE_DONTNEED_LOCKED);
+    /* Whoever locked it, as by an mlockall of the program's own, wants it locked afterwards. */
+    if (munlock(addr, bytes) < 0) return rc;
+    rc = advise(addr, bytes, MADV_DONTNEED);
+    if (rc != -EINVAL) (void)os_mlock(addr, bytes);
     return rc;
+}
+
+int os_map_anew(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset) {
+    int rc = os_close(what, addr, bytes, offset);
+    /* When this is refused the range is given back all the same: a later os_populate answers that it has no access. */
+    if (rc == 0) (void)mprotect(addr, bytes, PROT_READ | (what->readonly ? 0 : PROT_WRITE));
+    return rc;
+}
+
+bool os_is_mapped(void *page) {
+    unsigned char unused;
+    return mincore(page, OS_PAGE, &unused) == 0 || errno != ENOMEM;
 }
 
 int os_flush(void *addr, size_t bytes) { return msync(addr, bytes, MS_SYNC) < 0 ? -errno : 0; }
@@ -323,7 +352,7 @@ int os_mlock(void *addr, size_t bytes) {
 
 int os_munlock(void *addr, size_t bytes) { return munlock(addr, bytes) < 0 ? -errno : 0; }
 
-int os_mlock_present(void *addr, size_t bytes) {
+int os_mlock_present(const struct os_features *f, void *addr, size_t bytes) {
     unsigned char there[4096];
     for (char *at = addr, *end = at + bytes, *next; at < end; at = next) {
         next = (size_t)(end - at) > sizeof there * OS_PAGE ? at + sizeof there * OS_PAGE : end;
@@ -338,7 +367,7 @@ int os_mlock_present(void *addr, size_t bytes) {
             int rc = os_mlock(first, nbytes);
             if (rc) return rc;
             /* As mlock(2) without MLOCK_ONFAULT: what a fork has made copy-on-write is our own again. */
-            if (!os_features()->populate || os_populate(first, nbytes, true)) os_touch(first, nbytes, OS_PAGE, true);
+            if (!f->populate || os_populate(first, nbytes, true)) os_touch(first, nbytes, OS_PAGE, true);
         }
     }
     return 0;
@@ -391,8 +420,8 @@ int os_advise_fork(void *addr, size_t bytes, enum os_fork fork) {
     return advise(addr, bytes, fork == OS_FORK_DROP ? MADV_DONTFORK : MADV_WIPEONFORK);
 }
 
-void os_name(void *addr, size_t bytes, const char *name) {
-    if (os_features()->vma_names) (void)prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)addr, bytes, name);
+void os_name(const struct os_features *f, void *addr, size_t bytes, const char *name) {
+    if (f->vma_names) (void)prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)addr, bytes, name);
 }
 
 /* --- residency -------------------------------------------------------------------------------------------------- */
@@ -472,12 +501,12 @@ static int residency_pagemap(int fd, uint64_t start, uint64_t end, struct os_res
     return rc ? rc : count_pagemap(fd, start, end, MAP_PRESENT | MAP_SWAPPED, MAP_SWAPPED, &out->swapped);
 }
 
-int os_residency(const void *addr, size_t bytes, struct os_residency *out) {
+int os_residency(const struct os_features *f, const void *addr, size_t bytes, struct os_residency *out) {
     memset(out, 0, sizeof *out);
     int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     if (fd < 0) return -errno;
     uint64_t start = (uintptr_t)addr & ~(uint64_t)(OS_PAGE - 1), end = start + bytes;
-    int rc = features.pagemap_scan ? residency_scan(fd, start, end, out) : residency_pagemap(fd, start, end, out);
+    int rc = f->pagemap_scan ? residency_scan(fd, start, end, out) : residency_pagemap(fd, start, end, out);
     close(fd);
     return rc;
 }
@@ -516,6 +545,8 @@ unsigned os_cpus(void) {
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (unsigned)n : 1;
 }
+
+bool os_is_main_thread(void) { return syscall(SYS_gettid) == getpid(); }
 
 unsigned os_threads(void) {
     struct stat st;

@@ -14,11 +14,12 @@
 #define OS_HUGE ((size_t)2 << 20)
 #define OS_CACHE_LINE 64
 
-/* What this kernel can do, found out once, by effect rather than by version. Passed in where it matters, so that a
- * test can play an old kernel. */
+/* What this kernel can do, found out once, by effect rather than by version. Every function that depends on it is told,
+ * so that a test can play an old kernel. All false is right on every kernel, only slower. */
 struct os_features {
     bool populate;        /* MADV_POPULATE_(READ|WRITE), Linux 5.14: a page was absent before and present after */
     bool dontneed_locked; /* MADV_DONTNEED_LOCKED, Linux 5.18 */
+    bool dontneed_hugetlb; /* MADV_DONTNEED of pages of the hugetlb pool, Linux 5.18 */
     bool pagemap_scan;    /* PAGEMAP_SCAN, Linux 6.7 */
     bool vma_names;       /* PR_SET_VMA_ANON_NAME, Linux 5.17 and CONFIG_ANON_VMA_NAME */
 };
@@ -69,8 +70,15 @@ void os_touch(void *addr, size_t bytes, size_t page, bool write);
 /* The same by the kernel's hand: an atomic OR of 0 (futex(2), FUTEX_WAKE_OP) or a load (FUTEX_WAIT), 2 to 4 µs a page,
  * which answers -EFAULT or -ENOMEM where a touch of ours would be a SIGBUS. For kernels without MADV_POPULATE. */
 int os_touch_carefully(void *addr, size_t bytes, size_t page, bool write);
-/* MADV_DONTNEED: the pages are not mapped any more. Private copies are gone with that, shared memory is not. */
-int os_release(void *addr, size_t bytes);
+/* MADV_DONTNEED: the pages are not mapped any more. Private copies are gone with that, shared memory is not. Locked memory
+ * stays locked. Where a part of the range is not mapped at all: -ENOMEM, after the rest was done. -EINVAL, and what comes
+ * before it in the range was done: a driver's own pages; without `dontneed_hugetlb` those of the hugetlb pool, for which
+ * there is os_map_anew. */
+int os_release(const struct os_features *f, void *addr, size_t bytes);
+/* The same by mapping the range once more, at its offset in the file: the caller repeats its advice. */
+int os_map_anew(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset);
+/* Is there anything mapped at this page? */
+bool os_is_mapped(void *page);
 /* msync(MS_SYNC): what was written to a shared mapping of a file is on its disk. -EIO, -ENOSPC, -EDQUOT: it cannot be had
  * there. -EINTR: some file systems. */
 int os_flush(void *addr, size_t bytes);
@@ -83,7 +91,7 @@ int os_mlock(void *addr, size_t bytes);
 int os_munlock(void *addr, size_t bytes);
 /* The same for the parts of private anonymous memory that are present, whose pages are then this process's own: after a
  * fork they were copy-on-write. */
-int os_mlock_present(void *addr, size_t bytes);
+int os_mlock_present(const struct os_features *f, void *addr, size_t bytes);
 /* mlock(2), which also populates what can be: what cannot, as beyond the end of a file, is left out. */
 void os_mlock_whole(void *addr, size_t bytes);
 /* mlockall(2) of what is mapped from now on, with or without MCL_ONFAULT; munlockall(2). */
@@ -100,7 +108,7 @@ int os_advise_fork(void *addr, size_t bytes, enum os_fork fork);
 /* Memory of the range comes from this NUMA node and no other. -EINVAL: no such node. -ENOSYS: a kernel without NUMA. */
 int os_bind(void *addr, size_t bytes, int node);
 /* Best effort: shown in /proc/self/maps where the kernel can. */
-void os_name(void *addr, size_t bytes, const char *name);
+void os_name(const struct os_features *f, void *addr, size_t bytes, const char *name);
 /* Zero pages at exactly this range, which must be free: -EEXIST. */
 int os_map_at(void *addr, size_t bytes);
 
@@ -108,7 +116,7 @@ int os_map_at(void *addr, size_t bytes);
 struct os_residency {
     uint64_t present, huge, zero, swapped;
 };
-int os_residency(const void *addr, size_t bytes, struct os_residency *out);
+int os_residency(const struct os_features *f, const void *addr, size_t bytes, struct os_residency *out);
 /* Bytes present that others have mapped too, as after a fork; all of them, where that cannot be told. */
 uint64_t os_mapped_by_others(const void *addr, size_t bytes);
 
@@ -122,6 +130,8 @@ int os_each_line(const char *path, bool (*line)(void *arg, char *text), void *ar
 uint64_t os_now_ns(void);
 void os_sleep_us(unsigned us);
 unsigned os_cpus(void);
+/* The thread that the process began with: in most programs the only one whose waiting a signal handler can end. */
+bool os_is_main_thread(void);
 /* Threads of this process (1 when it cannot be told). */
 unsigned os_threads(void);
 /* A thread with a small stack and every signal blocked: under MCL_FUTURE a default stack is 2,048 faults. */

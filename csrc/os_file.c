@@ -1,8 +1,10 @@
 #define _GNU_SOURCE
 #include "os_file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,17 +177,54 @@ int os_truncate(int fd, uint64_t bytes) {
     return 0;
 }
 
-int os_allocate(int fd, uint64_t offset, uint64_t bytes) {
-    int mode = FALLOC_FL_KEEP_SIZE;
-    while (fallocate(fd, mode, (off_t)offset, (off_t)bytes) < 0) {
-        if (errno == EINTR) continue;
-        struct stat st;
-        /* NFS knows no KEEP_SIZE; within the file it makes no difference. */
-        if (errno != EOPNOTSUPP || mode == 0 || fstat(fd, &st) < 0 || (uint64_t)st.st_size < offset + bytes)
-            return errno == ENOSYS ? -EOPNOTSUPP : -errno;
-        mode = 0;
+int os_file_size(int fd, uint64_t *bytes) {
+    struct stat st;
+    if (fstat(fd, &st) < 0) return -errno;
+    *bytes = (uint64_t)st.st_size;
+    return 0;
+}
+
+static int allocate_undisturbed(int fd, int mode, uint64_t offset, uint64_t bytes) {
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = fallocate(fd, mode, (off_t)offset, (off_t)bytes) < 0 ? -errno : 0;
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return rc;
+}
+
+/* Before Linux 6.11 tmpfs gives up at any signal, undoes what it has allocated and answers EINTR: under a timer that is
+ * faster than the call, the same call again would never end. So the piece is halved until it is short, and a short one is
+ * allocated with all signals blocked, which delays them by a millisecond. */
+static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes) {
+    const uint64_t shortest = OS_HUGE;
+    bool disturbed = false;
+    for (uint64_t end = offset + bytes, piece = bytes; offset < end;) {
+        if (piece > end - offset) piece = end - offset;
+        int rc;
+        if (disturbed && piece <= shortest)
+            rc = allocate_undisturbed(fd, mode, offset, piece);
+        else
+            rc = fallocate(fd, mode, (off_t)offset, (off_t)piece) < 0 ? -errno : 0;
+        if (rc == 0) {
+            offset += piece;
+        } else if (rc == -EINTR) {
+            disturbed = true;
+            if (piece > shortest) piece = (piece / 2 + shortest - 1) & ~(shortest - 1);
+        } else {
+            return rc;
+        }
     }
     return 0;
+}
+
+int os_allocate(int fd, uint64_t offset, uint64_t bytes) {
+    uint64_t size;
+    int rc = allocate(fd, FALLOC_FL_KEEP_SIZE, offset, bytes);
+    /* NFS knows no KEEP_SIZE; within the file it makes no difference. */
+    if (rc == -EOPNOTSUPP && os_file_size(fd, &size) == 0 && offset + bytes <= size)
+        rc = allocate(fd, 0, offset, bytes);
+    return rc == -ENOSYS ? -EOPNOTSUPP : rc;
 }
 
 int os_punch(int fd, uint64_t offset, uint64_t bytes) {
@@ -195,10 +234,10 @@ int os_punch(int fd, uint64_t offset, uint64_t bytes) {
     return 0;
 }
 
-uint64_t os_next_data(int fd, uint64_t offset, bool data) {
-    off_t at = lseek(fd, (off_t)offset, data ? SEEK_DATA : SEEK_HOLE);
-    if (at >= 0) return (uint64_t)at;
-    return errno == ENXIO || !data ? UINT64_MAX : offset;
+int os_next_data(int fd, uint64_t offset, bool data, uint64_t *at) {
+    off_t found = lseek(fd, (off_t)offset, data ? SEEK_DATA : SEEK_HOLE);
+    *at = found >= 0 ? (uint64_t)found : UINT64_MAX;
+    return found >= 0 || errno == ENXIO ? 0 : -errno; /* ENXIO: no data from there on, or beyond the end */
 }
 
 int os_read_at(int fd, uint64_t offset, void *buffer, size_t bytes) {
@@ -248,15 +287,69 @@ int os_write_zeros(int fd, uint64_t offset, uint64_t bytes) {
 
 bool os_appends(int fd) { return fcntl(fd, F_GETFL) & O_APPEND; }
 
-int os_lock(int fd, uint64_t offset, uint64_t bytes, bool take) {
-    struct flock range = {
-        .l_type = take ? F_WRLCK : F_UNLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = (off_t)bytes};
-    while (fcntl(fd, F_OFD_SETLK, &range) < 0) {
-        if (errno == EINTR) continue;
-        if (errno != EACCES && errno != EAGAIN) return -errno;
-        struct flock who = range;
-        if (fcntl(fd, F_OFD_GETLK, &who) == 0 && who.l_type != F_UNLCK && who.l_pid != -1) return 0;
-        return -EAGAIN;
+static int set_lock(int fd, short type, uint64_t offset, uint64_t bytes) {
+    struct flock range = {.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = (off_t)bytes};
+    return fcntl(fd, F_OFD_SETLK, &range) < 0 ? -errno : 0;
+}
+
+int os_lock(int fd, uint64_t offset, uint64_t bytes) {
+    int rc = set_lock(fd, F_WRLCK, offset, bytes);
+    switch (rc) {
+        case -EINTR: return -EAGAIN;
+        case -EINVAL:
+        case -ENOSYS:
+        case -EOPNOTSUPP: return -ENOLCK;
+        case -EAGAIN:
+        case -EACCES: break; /* held; but EACCES is a security module's refusal too */
+        default: return rc;
     }
-    return 0;
+    struct flock who = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = (off_t)bytes};
+    if (fcntl(fd, F_OFD_GETLK, &who) < 0 || who.l_type == F_UNLCK) return rc;
+    return who.l_pid == -1 ? -EBUSY : -ENOLCK;
+}
+
+int os_unlock(int fd, uint64_t offset, uint64_t bytes) {
+    int rc = -EINTR;
+    for (int tries = 0; rc && tries < 8; tries++) rc = set_lock(fd, F_UNLCK, offset, bytes);
+    return rc;
+}
+
+/* A line of /proc/PID/fdinfo/FD: "lock:	1: OFDLCK  ADVISORY  WRITE -1 00:2a:1234 0 4095", device numbers in hexadecimal. */
+struct lock_search {
+    uint64_t device, inode, offset, end;
+    bool found;
+};
+
+static bool lock_line(void *arg, char *line) {
+    struct lock_search *s = arg;
+    unsigned high, low;
+    unsigned long long inode, start, last = UINT64_MAX;
+    char until[32];
+    if (sscanf(line, "lock: %*s OFDLCK %*s %*s %*s %x:%x:%llu %llu %31s", &high, &low, &inode, &start, until) != 5)
+        return true;
+    if (strcmp(until, "EOF") != 0) last = strtoull(until, NULL, 10);
+    s->found = makedev(high, low) == s->device && inode == s->inode && start < s->end && last >= s->offset;
+    return !s->found;
+}
+
+int os_lock_holder(int fd, uint64_t offset, uint64_t bytes) {
+    struct stat st;
+    int holder = 0;
+    DIR *processes = fstat(fd, &st) < 0 ? NULL : opendir("/proc");
+    if (!processes) return 0;
+    struct lock_search s = {.device = st.st_dev, .inode = st.st_ino, .offset = offset, .end = offset + bytes};
+    for (struct dirent *process; !s.found && (process = readdir(processes)) != NULL;) {
+        char path[600];
+        int pid = atoi(process->d_name);
+        snprintf(path, sizeof path, "/proc/%d/fdinfo", pid);
+        DIR *files = pid > 0 ? opendir(path) : NULL;
+        for (struct dirent *file; files && !s.found && (file = readdir(files)) != NULL;) {
+            snprintf(path, sizeof path, "/proc/%d/fdinfo/%.255s", pid, file->d_name);
+            (void)os_each_line(path, lock_line, &s);
+            if (s.found) holder = pid;
+        }
+        if (files) closedir(files);
+    }
+    closedir(processes);
+    return holder;
 }

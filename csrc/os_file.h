@@ -43,13 +43,17 @@ void os_close_file(int fd);
 void os_unlink(const char *path, int fd);
 int os_truncate(int fd, uint64_t bytes);
 
-/* Allocates blocks; the file's size stays. -EOPNOTSUPP: this file system cannot. */
+/* The size of a file, where nothing else of it matters. */
+int os_file_size(int fd, uint64_t *bytes);
+
+/* Allocates blocks; the file's size stays. -EOPNOTSUPP: this file system cannot. Ends however many signals come, and lets
+ * them come in between. */
 int os_allocate(int fd, uint64_t offset, uint64_t bytes);
 /* Gives blocks back: the range reads as zeros, for everybody who maps the file. */
 int os_punch(int fd, uint64_t offset, uint64_t bytes);
-/* The next byte from offset on that is data (or hole); the end of the file, or UINT64_MAX, where there is none. Where
- * the file system cannot tell, all is data. */
-uint64_t os_next_data(int fd, uint64_t offset, bool data);
+/* *at: the next byte from offset on that is data (or hole); the end of the file is a hole, and where no data follows *at is
+ * UINT64_MAX. -EINVAL, -EOPNOTSUPP and others: the file system cannot or does not want to tell. */
+int os_next_data(int fd, uint64_t offset, bool data, uint64_t *at);
 /* All of it, or an error. -EFAULT: the file ends before. */
 int os_read_at(int fd, uint64_t offset, void *buffer, size_t bytes);
 int os_write_at(int fd, uint64_t offset, const void *buffer, size_t bytes);
@@ -58,8 +62,13 @@ int os_write_zeros(int fd, uint64_t offset, uint64_t bytes);
 /* Writes go to its end, wherever they are to go (O_APPEND). */
 bool os_appends(int fd);
 
-/* A lock on a range against other open file descriptions. -EAGAIN: one of them has it. Where a process has it by the older
- * kind of lock (lockf), which is not ours, there is nothing to wait for: 0, and no lock. */
-int os_lock(int fd, uint64_t offset, uint64_t bytes, bool take);
+/* A lock on a range against other open file descriptions. -EBUSY: one of them has it. -ENOLCK: there are no such locks in
+ * this file system, or a process has the range by the older kind of lock (lockf), which is not ours to wait for. -EAGAIN:
+ * it cannot be said, to be tried again. Any other error (-EACCES of a security module, -EIO): the lock was refused. */
+int os_lock(int fd, uint64_t offset, uint64_t bytes);
+/* Gives up a range. An error: it is still locked. */
+int os_unlock(int fd, uint64_t offset, uint64_t bytes);
+/* A process with a description that has a lock in this range; 0 where that cannot be told, as of another user's process. */
+int os_lock_holder(int fd, uint64_t offset, uint64_t bytes);
 
 #endif

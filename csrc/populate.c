@@ -40,13 +40,17 @@ struct breath {
 };
 
 static void breathe(struct breath *b, uint64_t now, uint64_t spent) {
+    b->worked += spent;
+    if (b->worked < BREATH_WORK * b->sleep_ns) return;
+    /* Only now: to look is a system call, and a commit of a page has but one. */
     if (b->looked == 0 || now - b->looked > NEIGHBOURS_NS) {
         b->looked = now;
         b->neighbours = os_threads() > 1 + __atomic_load_n(&shared.helpers, __ATOMIC_RELAXED);
     }
-    if (!b->neighbours) return;
-    b->worked += spent;
-    if (b->worked < BREATH_WORK * b->sleep_ns) return;
+    if (!b->neighbours) {
+        b->worked = 0;
+        return;
+    }
     os_sleep_us(BREATH_US);
     uint64_t slept = os_now_ns() - now;
     /* A sleep that was long because the CPU was busy elsewhere must not make the next one rare. */
@@ -165,7 +169,7 @@ static unsigned threads_for(const struct populate *p, uint64_t bytes) {
     uint64_t n = p->threads;
     if (n == 0) {
         n = bytes / THREAD_WORTH;
-        if (n > os_cpus()) n = os_cpus();
+        if (n > 1 && n > os_cpus()) n = os_cpus();
     }
     if (n > THREADS_MAX) n = THREADS_MAX;
     if (n > bytes / POPULATE_STEP) n = bytes / POPULATE_STEP;
@@ -179,7 +183,7 @@ static bool may_touch(const struct populate *p, const char *base, uint64_t bytes
     if (!p->features->populate) return true;
     if (os_threads() <= 1 + __atomic_load_n(&shared.helpers, __ATOMIC_RELAXED)) return false;
     /* UFFDIO_POISON's marks are entries in the page table that look like swap. */
-    return os_residency(base, bytes, &there) == 0 && there.swapped == 0;
+    return os_residency(p->features, base, bytes, &there) == 0 && there.swapped == 0;
 }
 
 int populate_range(struct populate *p, char *base, uint64_t bytes) {

@@ -16,7 +16,7 @@
 struct preflight_report {
     uint64_t available;  /* bytes, headroom already taken off */
     bool oom_killer_off; /* a v1 cgroup answers madvise with ENOMEM but lets a touch hang */
-    char where[160];     /* the file that says so: a cgroup's limit, or /proc/meminfo */
+    char where[512];     /* the file that says so: a cgroup's limit, or /proc/meminfo */
 };
 
 struct preflight {

@@ -32,7 +32,7 @@ static int make_maps(struct reservation *r) {
     (void)os_advise_dump(maps, r->map_bytes, false);
     r->present = maps;
     r->writable = r->present + words;
-    r->kept = r->writable + words;
+    r->made = r->writable + words;
     return 0;
 }
 
@@ -56,8 +56,7 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     int rc = os_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
     if (rc) return rc;
     r->base = base;
-    *op = r->backing.node < 0 ? "madvise" : "mbind";
-    rc = reservation_advise(r, base, r->backing.bytes);
+    rc = reservation_advise(r, base, r->backing.bytes, op);
     if (rc == 0) {
         *op = "mmap of the page map";
         rc = make_maps(r);
@@ -72,7 +71,8 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
                               .fork = fork_of(c),
                               .dump = c->dump,
                               .mlocks = c->lock,
-                              .features = c->features ? c->features : os_features()};
+                              .features = c->features ? c->features : os_features(),
+                              .peer_wait_ns = RESERVATION_PEER_NS};
     /* A shared mapping cannot be copied or wiped, and a private one not be shared. */
     if (c->shared ? r->fork == OS_FORK_COPY || r->fork == OS_FORK_WIPE : r->fork == OS_FORK_SHARE)
         return reservation_explain(error, -EINVAL, "fork", 0, c->size);
@@ -143,7 +143,7 @@ int reservation_close(reservation *r) {
     for (uint64_t from = 0; !r->foreign && !r->dropped && from < r->top;) {
         uint64_t start = bit_next(r->present, from, r->top, true), step = (UNMAP_STEP >> r->page_shift) + 1;
         from = bit_next(r->present, start, start + step < r->top ? start + step : r->top, false);
-        if (from > start) (void)os_release(at_page(r, start), bytes_of(r, from - start));
+        if (from > start) (void)os_release(r->features, at_page(r, start), bytes_of(r, from - start));
     }
     forks_hold();
     reservation_undo(r, NULL);
@@ -207,7 +207,7 @@ static bool next_to_lock(const struct reservation *r, uint64_t *from, struct res
 int reservation_lock(void *self, bool own) {
     struct reservation *r = self;
     bool some = r->base && (r->mlocks || !own);
-    int rc = some && !own ? os_mlock_present(r->present, r->map_bytes) : 0;
+    int rc = some && !own ? os_mlock_present(r->features, r->present, r->map_bytes) : 0;
     for (uint64_t from = 0; rc == 0 && some;) {
         struct reservation_op op = {.locking = true};
         lock_take(&r->lock);
@@ -270,7 +270,7 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
     } else if (!r->dropped && !shared) {
         reservation_roll_back(r, op);
     }
-    reservation_forget_kept(r, op);
+    reservation_forget_made(r, op);
     op_remove(r, op);
 }
 
@@ -297,10 +297,12 @@ void reservation_after_fork_child(struct reservation *r) {
     }
     for (struct reservation_op *op = r->ops, *next; op; op = next) {
         next = op->next;
-        if (!pthread_equal(op->thread, pthread_self()))
+        if (!pthread_equal(op->thread, pthread_self())) {
             abandon(r, op);
-        else if (r->fork == OS_FORK_SHARE)
-            op->parents = true;
+            continue;
+        }
+        op_forget_lock(op);
+        if (r->fork == OS_FORK_SHARE) op->parents = true;
     }
     for (struct reservation_view *v = r->views, *next; v; v = next) {
         next = v->next;

@@ -2,8 +2,11 @@
  *
  * A commit or release is an *operation* on a range of pages. Operations never overlap: who finds one in the way waits for
  * it and then looks again, so a commit that failed is taken over by whoever waited for it. The page map changes only at the
- * end of an operation, hence what this operation made present is what was absent when it began, and that is what a
- * rollback gives back. System calls are made outside the lock. */
+ * end of an operation, hence what this operation made present is among what was absent when it began. Where nobody else can
+ * have put anything there, a rollback gives back all of that. Where others can (peers), it gives back the pages that this
+ * operation itself has made, and no other: those that it saw missing, under the lock that peers take too, just before it
+ * made them, and in which nothing was written since. Where that cannot be known nothing is given back, only unmapped.
+ * System calls are made outside the lock. */
 #ifndef ARENA_RESERVATION_H
 #define ARENA_RESERVATION_H
 
@@ -21,9 +24,11 @@ struct reservation_op {
     uint64_t discard_end; /* not 0: up to here the file's data goes as well */
     bool release;
     bool locking; /* by lock_memory(): what is committed stays as it is, and its end is near */
+    bool theirs; /* a release: what the file has is a peer's */
     bool alone;  /* when it began nobody else could have put anything into the backing */
     uint64_t allocated; /* bytes of the file when it began, see all_are_new */
     bool locked; /* against peers in other processes */
+    bool refused; /* that lock could not be had */
     bool parents; /* in the child of a fork made in its tick: what it made present in shared memory is the parent's */
     pthread_t thread;
     const struct reservation_op *behind; /* its thread waits for that one, in a tick of this one */
@@ -59,9 +64,10 @@ struct reservation {
     struct preflight preflight;
 
     uint64_t *present, *writable; /* bit a page, lazily touched; writable is a subset of present */
-    uint64_t
-        *kept; /* absent here, but with a peer's data: a rollback leaves it. Atomic, and empty between operations */
-    bool any_kept;  /* atomic */
+    uint64_t *made; /* beside peers: was missing in the file too, until the operation made it. Atomic, and empty between
+                     * operations */
+    bool any_made; /* atomic */
+    uint64_t peer_wait_ns; /* for how long threads to which no signal comes wait for a peer */
     size_t map_bytes;
     bool map_lazy;
 

@@ -14,17 +14,32 @@
 int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end) {
     char *at = at_page(r, first);
     uint64_t bytes = bytes_of(r, end - first);
-    if (!r->lazy) return os_release(at, bytes);
-    int rc = os_close(&r->backing.mapping, at, bytes, bytes_of(r, first));
-    if (rc == 0) (void)reservation_advise(r, at, bytes);
+    if (!r->lazy && !backing_is_mapped_anew(&r->backing, r->features)) return os_release(r->features, at, bytes);
+    int rc = r->lazy ? os_close(&r->backing.mapping, at, bytes, bytes_of(r, first))
+                     : os_map_anew(&r->backing.mapping, at, bytes, bytes_of(r, first));
+    const char *unused;
+    if (rc == 0) (void)reservation_advise(r, at, bytes, &unused);
+    return rc;
+}
+
+/* *gone: nothing is mapped there any more, also where the file has refused to give back what is behind. */
+static int give_back(struct reservation *r, uint64_t first, uint64_t end, bool discard, bool *gone) {
+    /* A private mapping's copies hide what the file has, so they go first: while it still has them nothing was lost. Of a
+     * shared mapping there is nothing but what the file has. */
+    bool copies = !r->backing.kind->shared, unmapped = false;
+    int rc = copies ? reservation_unmap_pages(r, first, end) : 0;
+    *gone = copies && rc == 0;
+    if (rc) return rc;
+    rc = backing_give_back(&r->backing, at_page(r, first), bytes_of(r, first), bytes_of(r, end - first), discard,
+                           &unmapped);
+    if (rc == 0 && !copies && !unmapped) rc = reservation_unmap_pages(r, first, end);
+    *gone = *gone || rc == 0;
     return rc;
 }
 
 int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, bool discard) {
-    int rc = r->lazy ? reservation_unmap_pages(r, first, end) : 0;
-    return rc ? rc
-              : backing_give_back(&r->backing, at_page(r, first), bytes_of(r, first), bytes_of(r, end - first),
-                                  discard);
+    bool gone;
+    return give_back(r, first, end, discard, &gone);
 }
 
 int reservation_lock_pages(struct reservation *r, uint64_t first, uint64_t end) {
@@ -52,13 +67,26 @@ static void undo(struct reservation *r, uint64_t first, uint64_t end) {
     if (reservation_give_back(r, first, end, false)) (void)reservation_unmap_pages(r, first, end);
 }
 
-/* The part of [first, end) that a peer had data in stays in the file. */
+/* Of pages that this operation has made, those that are zero go back. The others somebody has written to since, who does not
+ * take our locks. In steps, so that there is little time between the look and the deed. */
+static void undo_zeros(struct reservation *r, uint64_t first, uint64_t end) {
+    uint64_t step = (POPULATE_STEP >> r->page_shift) + 1, zeros;
+    for (; first < end; first += zeros) {
+        uint64_t n = end - first < step ? end - first : step;
+        zeros = backing_zeros(&r->backing, bytes_of(r, first), bytes_of(r, n)) >> r->page_shift;
+        if (zeros) undo(r, first, first + zeros);
+        if (zeros < n) (void)reservation_unmap_pages(r, first + zeros, first + zeros + 1);
+        if (zeros < n) zeros++;
+    }
+}
+
+/* Of [first, end) what this operation has not made stays in the file. */
 static void undo_ours(struct reservation *r, uint64_t first, uint64_t end) {
     while (first < end) {
-        uint64_t kept = bit_next(r->kept, first, end, true);
-        if (kept > first) undo(r, first, kept);
-        first = bit_next(r->kept, kept, end, false);
-        if (first > kept) (void)reservation_unmap_pages(r, kept, first);
+        uint64_t made = bit_next(r->made, first, end, true);
+        if (made > first) (void)reservation_unmap_pages(r, first, made);
+        first = bit_next(r->made, made, end, false);
+        if (first > made) undo_zeros(r, made, first);
     }
 }
 
@@ -71,17 +99,22 @@ static bool all_are_new(struct reservation *r, const struct reservation_op *op) 
         uint64_t start = bit_next(r->present, from, op->end, false);
         struct os_residency there = {0};
         from = bit_next(r->present, start, op->end, true);
-        if (from > start && os_residency(at_page(r, start), bytes_of(r, from - start), &there)) return false;
+        if (from > start && os_residency(r->features, at_page(r, start), bytes_of(r, from - start), &there))
+            return false;
         mapped += there.present;
     }
     return now >= op->allocated && now - op->allocated == mapped;
 }
 
 void reservation_roll_back(struct reservation *r, const struct reservation_op *op) {
-    bool all_ours = op->alone && backing_alone(&r->backing);
-    if (!op->alone && !op->parents && r->backing.ours && r->backing.kind->pool && r->backing.mapping.fd >= 0)
-        all_ours = all_are_new(r, op);
-    bool known = !op->alone && !op->parents && r->backing.ours && backing_shows_data(&r->backing);
+    uint64_t offset = bytes_of(r, op->first), bytes = bytes_of(r, op->end - op->first);
+    bool locked = false;
+    /* A fork in another thread, or a descriptor that is handed out, may bring peers at any moment, even while this goes on:
+     * their first commit here waits until it is over. */
+    bool alone = op->alone && backing_lock_early(&r->backing, offset, bytes, &locked) != -EBUSY;
+    bool all_ours = alone && backing_alone(&r->backing);
+    bool known = op->locked && !op->alone && !op->parents && r->backing.ours &&
+                 (backing_shows_data(&r->backing) || all_are_new(r, op));
     for (uint64_t from = op->first; from < op->end;) {
         uint64_t start = bit_next(r->present, from, op->end, false);
         from = bit_next(r->present, start, op->end, true);
@@ -94,6 +127,7 @@ void reservation_roll_back(struct reservation *r, const struct reservation_op *o
         else /* what cannot be told from a peer's is left to the peer */
             (void)reservation_unmap_pages(r, start, from);
     }
+    if (locked) backing_unlock(&r->backing, offset, bytes);
 }
 
 /* How the pieces of a commit are prepared. */
@@ -102,13 +136,21 @@ struct preparation {
     const struct reservation_op *op;
     bool write;
     bool busy; /* atomic: a thread is allocating */
+    bool refused; /* atomic: it was the allocating that failed */
 };
 
-static void keep_data(struct reservation *r, uint64_t start, uint64_t end) {
-    uint64_t stop;
-    for (; start < end && backing_next_data(&r->backing, &start, &stop, end); start = stop) {
-        bit_fill_shared(r->kept, start >> r->page_shift, (stop + bytes_of(r, 1) - 1) >> r->page_shift, true);
-        __atomic_store_n(&r->any_kept, true, __ATOMIC_RELAXED);
+/* Notes the pages that the file lacks in [at, end): they are going to be made. Of a file of hugetlb pages that cannot be
+ * asked; there all_are_new tells afterwards. */
+static void note_missing(struct reservation *r, uint64_t at, uint64_t end) {
+    while (at < end) {
+        uint64_t start = at, stop = end;
+        bool some = backing_shows_data(&r->backing) && backing_next_data(&r->backing, &start, &stop, end);
+        uint64_t first = (at + bytes_of(r, 1) - 1) >> r->page_shift, missing = (some ? start : end) >> r->page_shift;
+        if (first < missing) {
+            bit_fill_shared(r->made, first, missing, true);
+            __atomic_store_n(&r->any_made, true, __ATOMIC_RELAXED);
+        }
+        at = stop;
     }
 }
 
@@ -116,22 +158,23 @@ static int prepare(void *self, char *at, uint64_t n) {
     struct preparation *p = self;
     struct reservation *r = p->r;
     uint64_t offset = (uint64_t)(at - r->base);
-    if (!p->op->alone && r->backing.ours && backing_shows_data(&r->backing)) keep_data(r, offset, offset + n);
+    if (p->op->locked && !p->op->alone && r->backing.ours) note_missing(r, offset, offset + n);
     /* fallocate locks the file. Of shared memory, a second thread had better let the populating allocate than wait; it is
      * told EFAULT when there is no room, and ENOSPC is read from that (backing_explain). */
     bool busy = r->backing.kind->shmem && __atomic_exchange_n(&p->busy, true, __ATOMIC_ACQUIRE);
     if (busy) return 0;
     int rc = backing_allocate(&r->backing, offset, n, p->write);
     __atomic_store_n(&p->busy, false, __ATOMIC_RELEASE);
+    if (rc && rc != -EFAULT) __atomic_store_n(&p->refused, true, __ATOMIC_RELAXED);
     return rc;
 }
 
-void reservation_forget_kept(struct reservation *r, const struct reservation_op *op) {
-    if (!__atomic_load_n(&r->any_kept, __ATOMIC_RELAXED)) return;
+void reservation_forget_made(struct reservation *r, const struct reservation_op *op) {
+    if (!__atomic_load_n(&r->any_made, __ATOMIC_RELAXED)) return;
     for (uint64_t from = op->first; from < op->end;) {
-        uint64_t start = bit_next(r->kept, from, op->end, true);
-        from = bit_next(r->kept, start, op->end, false);
-        bit_fill_shared(r->kept, start, from, false);
+        uint64_t start = bit_next(r->made, from, op->end, true);
+        from = bit_next(r->made, start, op->end, false);
+        bit_fill_shared(r->made, start, from, false);
     }
 }
 
@@ -158,6 +201,7 @@ static int populate_pages(struct reservation *r, const struct reservation_op *op
             p->fresh = which == LACKING;
             *step = p->write ? "madvise(MADV_POPULATE_WRITE)" : "madvise(MADV_POPULATE_READ)";
             rc = populate_range(p, at_page(r, start), bytes_of(r, from - start));
+            if (rc && ((struct preparation *)p->prepare_arg)->refused) *step = "fallocate";
             if (rc && p->refused) *step = "preflight";
         }
         if (rc) return rc;
@@ -223,6 +267,15 @@ static int explain_commit(struct reservation *r, struct arena_error *e, int rc, 
         e->available = machine.available == UINT64_MAX ? UINT64_MAX : machine.available / r->backing.kind->write_costs;
         memcpy(e->where, machine.where, sizeof e->where);
     }
+    return rc;
+}
+
+/* A commit that peers in other processes, or their lock, did not let begin. */
+static int explain_wait(struct reservation *r, const struct reservation_op *op, int rc, struct arena_error *e) {
+    op_explain_lock(r, op, rc, e);
+    lock_take(&r->lock);
+    if (e) e->committed = bytes_of(r, r->committed);
+    lock_drop(&r->lock);
     return rc;
 }
 
@@ -314,7 +367,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
         if (rc == 0 && tick && p.total) rc = tick(arg, p.total, p.total);
         /* First of all: in a cgroup without OOM killer every fault of this process hangs until memory is free again. */
         if (rc) reservation_roll_back(r, &op);
-        reservation_forget_kept(r, &op);
+        reservation_forget_made(r, &op);
     }
     op_unlock_peers(r, &op);
 
@@ -332,6 +385,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
         r->commit_ns += os_now_ns() - began;
     }
     op_end(r, &op);
+    if (rc && strcmp(step, "wait") == 0) return explain_wait(r, &op, rc, error);
     return rc ? explain_commit(r, error, rc, step, offset, bytes, p.total, refused ? &report : NULL) : 0;
 }
 
@@ -387,11 +441,12 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
         step = "madvise(MADV_POPULATE_READ)";
         rc = populate_readable(r, &op, &read);
     }
-    reservation_forget_kept(r, &op);
+    reservation_forget_made(r, &op);
     op_unlock_peers(r, &op);
     lock_take(&r->lock);
     if (rc == 0 && op.first == 0 && op.end >= r->top) r->private_epoch = epoch;
     op_end(r, &op);
+    if (rc && strcmp(step, "wait") == 0) return explain_wait(r, &op, rc, error);
     return rc ? explain_commit(r, error, rc, step, offset, bytes_of(r, op.end) - offset, p.total, NULL) : 0;
 }
 
@@ -405,14 +460,35 @@ int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_ti
     return repopulate(r, offset, bytes, true, 0, tick, arg, error);
 }
 
+/* Has somebody taken pages out of the file that are committed here? pread gives zeros for them, where a load might be a
+ * signal. */
+static bool was_punched(struct reservation *r, uint64_t offset, uint64_t bytes) {
+    uint64_t at = offset >> r->page_shift, end = (offset + bytes + bytes_of(r, 1) - 1) >> r->page_shift;
+    while (at < end) {
+        lock_take(&r->lock);
+        uint64_t start = bit_next(r->present, at, end, true);
+        at = bit_next(r->present, start, end, false);
+        lock_drop(&r->lock);
+        uint64_t from = bytes_of(r, start), bytes_there = bytes_of(r, at - start);
+        /* Not by a release of our own. */
+        if (at > start && backing_has_hole(&r->backing, from, bytes_there) &&
+            reservation_is_committed(r, from, bytes_there, false))
+            return true;
+    }
+    return false;
+}
+
 int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation) {
     struct reservation_view here;
+    uint64_t first, end;
+    if (!reservation_pages_of(r, offset, bytes, &first, &end)) return -EINVAL;
     /* Of a shared file all can be read, committed or not: the kernel does it without mapping anything. */
     bool anywhere = !into_reservation && r->backing.kind->shared && r->backing.mapping.fd >= 0;
     if (into_reservation && r->backing.mapping.readonly) return -EACCES;
     int rc = reservation_glance(r, &here, anywhere ? 0 : offset, anywhere ? 0 : bytes, into_reservation);
     if (rc) return rc;
     rc = backing_copy(&r->backing, r->base + offset, offset, buffer, bytes, into_reservation);
+    if (rc == 0 && anywhere && was_punched(r, offset, bytes)) rc = -EFAULT;
     reservation_look_away(r, &here);
     return rc;
 }
@@ -448,7 +524,7 @@ static int discard(struct reservation *r, const struct reservation_op *op, arena
     int rc = 0;
     for (uint64_t n; rc == 0 && at < end; at += n) {
         n = end - at < step ? end - at : step;
-        rc = backing_give_back(&r->backing, r->base + at, at, n, true);
+        rc = reservation_give_back(r, at >> r->page_shift, (at + n) >> r->page_shift, true);
         if (rc == 0 && tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
             rc = tick(arg, at, end);
             asked = os_now_ns();
@@ -458,33 +534,69 @@ static int discard(struct reservation *r, const struct reservation_op *op, arena
     return rc;
 }
 
+/* What the machine gets of a range that is released: from a file that keeps what it has, a private mapping's copies. */
+static uint64_t gets(const struct reservation *r, const struct reservation_op *op, uint64_t first, uint64_t end) {
+    if (op->discard_end || !(backing_keeps(&r->backing) || op->theirs)) return bit_count(r->present, first, end);
+    return r->backing.kind->shared ? 0 : bit_count(r->writable, first, end);
+}
+
+struct released {
+    uint64_t pages, got;
+    uint64_t failed; /* the first page that could not be released */
+};
+
+/* Releases present pages, and books them. What cannot be released whole, because of a page in the middle, or of a refusal
+ * that was one for the moment, is released in halves, so that the ledger says in any case what is there. */
+static int release_run(struct reservation *r, const struct reservation_op *op, uint64_t first, uint64_t end,
+                       struct released *out) {
+    bool gone = false;
+    int rc = unlock_pages(r, first, end);
+    if (rc == 0 && op->theirs) {
+        rc = reservation_unmap_pages(r, first, end);
+        gone = rc == 0;
+    } else if (rc == 0) {
+        rc = give_back(r, first, end, false, &gone);
+    }
+    if (rc && !gone && end - first > 1 && (rc == -ENOMEM || rc == -EINVAL)) {
+        uint64_t middle = first + (end - first) / 2;
+        int left = release_run(r, op, first, middle, out), right = release_run(r, op, middle, end, out);
+        return left ? left : right;
+    }
+    /* Somebody has unmapped it: then it is not there, whatever is done about that. */
+    if (rc == -ENOMEM && !os_is_mapped(at_page(r, first))) gone = true;
+    if (rc && out->failed > first) out->failed = first;
+    if (!gone) {
+        (void)lock_pages(r, first, end);
+        return rc;
+    }
+    lock_take(&r->lock);
+    out->got += rc ? 0 : gets(r, op, first, end);
+    uint64_t cleared = bit_fill(r->present, first, end, false);
+    (void)bit_fill(r->writable, first, end, false);
+    r->committed -= cleared;
+    lock_drop(&r->lock);
+    out->pages += cleared;
+    return rc;
+}
+
 int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed, arena_tick tick,
                                void *arg, struct arena_error *error) {
-    uint64_t began = os_now_ns(), asked = began, at = op->first, total = 0;
+    uint64_t began = os_now_ns(), asked = began, at = op->first;
+    struct released released = {.failed = UINT64_MAX};
     uint64_t step = bytes_of(r, 1) < RELEASE_STEP ? RELEASE_STEP >> r->page_shift : 1;
     int rc = op_lock_peers(r, op, tick, arg);
-    if (rc) reservation_explain(error, rc, "wait", bytes_of(r, at), 0);
+    if (rc) op_explain_lock(r, op, rc, error);
     while (rc == 0 && at < op->end) {
         uint64_t start = bit_next(r->present, at, op->end, true), limit = start + step;
         uint64_t end = bit_next(r->present, start, limit < op->end ? limit : op->end, false);
         if (end == start) break;
         /* A private mapping has put nothing into a file that others know: what is there is theirs. */
-        bool theirs = !r->backing.kind->shared && r->backing.mapping.fd >= 0 && !backing_alone(&r->backing);
-        rc = unlock_pages(r, start, end);
-        if (rc == 0) {
-            rc = theirs ? reservation_unmap_pages(r, start, end) : reservation_give_back(r, start, end, false);
-            if (rc) (void)lock_pages(r, start, end);
-        }
+        op->theirs = !r->backing.kind->shared && r->backing.mapping.fd >= 0 && !backing_alone(&r->backing);
+        rc = release_run(r, op, start, end, &released);
         if (rc) {
-            reservation_explain(error, rc, "release", bytes_of(r, start), bytes_of(r, end - start));
+            reservation_explain(error, rc, "release", bytes_of(r, released.failed), bytes_of(r, end - released.failed));
             break;
         }
-        lock_take(&r->lock);
-        uint64_t cleared = bit_fill(r->present, start, end, false);
-        (void)bit_fill(r->writable, start, end, false);
-        r->committed -= cleared;
-        lock_drop(&r->lock);
-        total += cleared;
         at = end;
         if (tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
             rc = tick(arg, bytes_of(r, at - op->first), bytes_of(r, op->end - op->first));
@@ -495,11 +607,11 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
     if (rc == 0 && op->discard_end) rc = discard(r, op, tick, arg, error);
     op_unlock_peers(r, op);
     lock_take(&r->lock);
-    if (total) r->releases++;
+    if (released.pages) r->releases++;
     r->release_ns += os_now_ns() - began;
     if (rc && error) error->committed = bytes_of(r, r->committed);
     op_end(r, op);
-    if (freed) *freed = bytes_of(r, total);
+    if (freed) *freed = bytes_of(r, released.got);
     return rc;
 }
 

@@ -2,6 +2,7 @@
 #include "reservation_op.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 #include "bitmap.h"
 #include "list.h"
@@ -95,21 +96,42 @@ void op_clip(const struct reservation *r, struct reservation_op *op) {
  * of the same file. */
 static _Thread_local unsigned peer_locks;
 
+#define UNSURE_TRIES 1000 /* of a millisecond, where the kernel says neither that the lock is held nor that it is not */
+
 int op_lock_peers(struct reservation *r, struct reservation_op *op, arena_tick tick, void *arg) {
-    uint64_t asked = 0, offset = bytes_of(r, op->first), bytes = bytes_of(r, op->end - op->first);
+    uint64_t began = os_now_ns(), asked = began, offset = bytes_of(r, op->first);
+    unsigned unsure = 0;
     int rc;
-    while ((rc = backing_lock(&r->backing, offset, bytes, &op->locked)) == -EAGAIN) {
-        if (peer_locks) return -EDEADLK;
-        os_sleep_us(1000);
+    while ((rc = backing_lock(&r->backing, offset, bytes_of(r, op->end - op->first), &op->locked)) != 0) {
+        if (rc == -EBUSY && peer_locks) return -EDEADLK;
         uint64_t now = os_now_ns();
-        if (asked == 0) asked = now;
+        bool again = rc == -EAGAIN && ++unsure < UNSURE_TRIES;
+        /* In the main thread a signal handler can end it; another thread would wait for a stopped peer for ever. */
+        if (rc == -EBUSY) again = os_is_main_thread() || now - began < r->peer_wait_ns;
+        if (!again) break;
+        os_sleep_us(1000);
         if (tick && now - asked >= RESERVATION_WAIT_NS) {
             asked = now;
             if ((rc = tick(arg, 0, 0)) != 0) return rc;
         }
     }
+    op->refused = rc != 0;
     peer_locks += op->locked;
     return rc;
+}
+
+int op_explain_lock(const struct reservation *r, const struct reservation_op *op, int rc, struct arena_error *e) {
+    uint64_t offset = bytes_of(r, op->first), bytes = bytes_of(r, op->end - op->first);
+    if (rc == -EDEADLK) return reservation_explain(e, rc, "re-entry", offset, bytes);
+    reservation_explain(e, rc, op->refused ? "lock of the file" : "wait", offset, bytes);
+    int holder = e && rc == -EBUSY && op->refused ? backing_lock_holder(&r->backing, offset, bytes) : 0;
+    if (holder) snprintf(e->where, sizeof e->where, "process %d", holder);
+    return rc;
+}
+
+void op_forget_lock(struct reservation_op *op) {
+    peer_locks -= op->locked;
+    op->locked = false;
 }
 
 void op_unlock_peers(struct reservation *r, struct reservation_op *op) {
@@ -171,11 +193,12 @@ bool reservation_looked_at(const struct reservation *r, uint64_t first, uint64_t
     return false;
 }
 
-int reservation_advise(const struct reservation *r, void *at, uint64_t bytes) {
-    int rc = backing_advise(&r->backing, at, bytes);
+int reservation_advise(const struct reservation *r, void *at, uint64_t bytes, const char **op) {
+    int rc = backing_advise(&r->backing, at, bytes, op);
     if (rc) return rc;
     if (!r->dump) (void)os_advise_dump(at, bytes, false);
+    *op = "madvise";
     rc = os_advise_fork(at, bytes, r->fork);
-    if (r->name) os_name(at, bytes, r->name);
+    if (r->name) os_name(r->features, at, bytes, r->name);
     return rc;
 }

@@ -5,6 +5,7 @@
 #include "reservation.h"
 
 #define RESERVATION_WAIT_NS 10000000u /* how often a waiter looks for signals */
+#define RESERVATION_PEER_NS ((uint64_t)60 * 1000000000u)
 
 static inline uint64_t bytes_of(const struct reservation *r, uint64_t pages) { return pages << r->page_shift; }
 static inline char *at_page(const struct reservation *r, uint64_t page) { return r->base + bytes_of(r, page); }
@@ -27,9 +28,14 @@ void op_end(struct reservation *r, struct reservation_op *op);
 int op_wait_for(struct reservation *r, const struct reservation_op *other, arena_tick tick, void *arg, uint64_t *asked);
 /* What was never committed is not walked over: 64 TiB of holes cost nothing. */
 void op_clip(const struct reservation *r, struct reservation_op *op);
-/* Peers in other processes keep out of the range of an operation in between. What tick returned. */
+/* Peers in other processes keep out of the range of an operation in between. What tick returned; or, with op->refused, why the
+ * lock cannot be had: -EBUSY where a peer has it for longer than a thread to which no signal comes may wait. */
 int op_lock_peers(struct reservation *r, struct reservation_op *op, arena_tick tick, void *arg);
 void op_unlock_peers(struct reservation *r, struct reservation_op *op);
+/* In the child of a fork: the lock is the parent's. */
+void op_forget_lock(struct reservation_op *op);
+/* As reservation_explain, for what op_lock_peers answered. */
+int op_explain_lock(const struct reservation *r, const struct reservation_op *op, int rc, struct arena_error *e);
 
 bool reservation_looked_at(const struct reservation *r, uint64_t first, uint64_t end);
 /* As reservation_look, for a call that the child of a fork in another thread will not see the end of. */
@@ -40,12 +46,12 @@ int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end)
 /* mlocks them; pages of the hugetlb pool need that not. */
 int reservation_lock_pages(struct reservation *r, uint64_t first, uint64_t end);
 int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, bool discard);
-/* What was absent when the operation began is given back. What was readable stays, though it takes memory now: somebody
- * may have written there. */
+/* What was absent when the operation began, and is this operation's own (reservation.h), is given back; the rest is unmapped.
+ * What was readable stays, though it takes memory now: somebody may have written there. */
 void reservation_roll_back(struct reservation *r, const struct reservation_op *op);
-/* Empties `kept` in its range. */
-void reservation_forget_kept(struct reservation *r, const struct reservation_op *op);
-/* Advice that has to be there before the first page, and again after a range was mapped anew. */
-int reservation_advise(const struct reservation *r, void *at, uint64_t bytes);
+/* Empties `made` in its range. */
+void reservation_forget_made(struct reservation *r, const struct reservation_op *op);
+/* Advice that has to be there before the first page, and again after a range was mapped anew. *op: what was refused. */
+int reservation_advise(const struct reservation *r, void *at, uint64_t bytes, const char **op);
 
 #endif

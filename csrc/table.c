@@ -5,8 +5,9 @@
 #include "lockall.h"
 #include "os.h"
 
-int table_reserve(struct table *t, size_t bytes) {
+int table_reserve(struct table *t, size_t bytes, const struct os_features *features) {
     void *base;
+    t->features = features;
     t->bytes = (bytes + OS_PAGE - 1) & ~(OS_PAGE - 1);
     int rc = os_reserve(&os_anonymous, t->bytes, OS_PAGE, &base, &t->lazy);
     if (rc) return rc;
@@ -14,7 +15,7 @@ int table_reserve(struct table *t, size_t bytes) {
     /* A huge page here would be 2 MiB for the sake of a few entries. */
     (void)os_advise_huge(base, t->bytes, false);
     (void)os_advise_dump(base, t->bytes, false);
-    os_name(base, t->bytes, "arena index");
+    os_name(features, base, t->bytes, "arena index");
     return 0;
 }
 
@@ -24,7 +25,7 @@ int table_populate(struct table *t, size_t offset, size_t bytes) {
     if (start >= end) return 0;
     int rc = t->lazy ? os_open(t->base + start, end - start) : 0;
     if (rc) return rc;
-    if (os_features()->populate)
+    if (t->features->populate)
         rc = os_populate(t->base + start, end - start, true);
     else
         os_touch(t->base + start, end - start, OS_PAGE, true);
@@ -36,7 +37,7 @@ void table_clear(struct table *t) {
     if (t->lazy)
         (void)os_close(&os_anonymous, t->base, t->bytes, 0);
     else
-        (void)os_release(t->base, t->bytes);
+        (void)os_release(t->features, t->base, t->bytes);
 }
 
 void table_unmap(struct table *t) {

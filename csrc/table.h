@@ -6,13 +6,16 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "os.h"
+
 struct table {
     char *base;
     size_t bytes; /* whole pages */
     bool lazy;
+    const struct os_features *features;
 };
 
-int table_reserve(struct table *t, size_t bytes);
+int table_reserve(struct table *t, size_t bytes, const struct os_features *features);
 /* Makes [offset, offset + bytes), rounded outward to pages and cut at the end, present and zero if new. -ENOMEM. */
 int table_populate(struct table *t, size_t offset, size_t bytes);
 /* All of it is absent and zero again. */

@@ -24,8 +24,10 @@ O_TMPFILE_BIT = 0o20000000
 
 _NUMBERS = {
     "x86_64": {
+        "lseek": 8,
         "mmap": 9,
         "mprotect": 10,
+        "munmap": 11,
         "ioctl": 16,
         "madvise": 28,
         "mlock": 149,
@@ -33,6 +35,7 @@ _NUMBERS = {
         "fcntl": 72,
         "ftruncate": 77,
         "openat": 257,
+        "linkat": 265,
         "fallocate": 285,
         "perf_event_open": 298,
         "process_vm_readv": 310,
@@ -45,7 +48,10 @@ _NUMBERS = {
     "aarch64": {
         "fcntl": 25,
         "ioctl": 29,
+        "linkat": 37,
         "ftruncate": 46,
+        "lseek": 62,
+        "munmap": 215,
         "mmap": 222,
         "mprotect": 226,
         "madvise": 233,
@@ -131,6 +137,19 @@ def without_fallocate() -> None:
 def without_tmpfile() -> None:
     """A file system that has no O_TMPFILE."""
     answer(errno.EOPNOTSUPP, "openat", arg=2, bit=O_TMPFILE_BIT)
+
+
+F_OFD_SETLK = 37
+
+
+def without_locks(err: int) -> None:
+    """Locks of open file descriptions are refused so."""
+    answer(err, "fcntl", arg=1, values=(F_OFD_SETLK,))
+
+
+def without_seek(err: int, *whences: int) -> None:
+    """SEEK_DATA (3), SEEK_HOLE (4) or both are refused so."""
+    answer(err, "lseek", arg=2, values=whences)
 
 
 # Rights.

@@ -1,19 +1,24 @@
 """Files behind a reservation, ours and others', shared and private, against a model: a byte for each page of the file,
-and one for each private copy."""
+and one for each private copy. And commits that fail half-way, in a file in which peers have data everywhere."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
+import machine
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from machine import MIB
 from measure import PAGE
 
-from arena import Reservation
+from arena import CommitError, Reservation
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
@@ -143,3 +148,109 @@ def test_files_are_as_a_model_says(shared: bool, ours: bool) -> None:
     check = settings(max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
     machine.TestCase.settings = check
     machine.TestCase().runTest()
+
+
+UNITS = 40  # of 1 MiB: a commit takes them in pieces of 8
+units = st.integers(0, UNITS - 1)
+
+
+class FullMachine(RuleBasedStateMachine):
+    """A file that we have made, on a tmpfs that is full now and then. Peers, who take the locks or do not, have pages
+    all over it."""
+
+    folder: Path
+    shared: bool
+
+    @initialize()
+    def begin(self) -> None:
+        self.path = self.folder / "ours"
+        self.ours = Reservation(UNITS * MIB, path=self.path, shared=self.shared, pages="4K")
+        self.peer = Reservation(UNITS * MIB, path=self.path, shared=True, pages="4K")
+        self.fd = os.open(self.path, os.O_RDWR)
+        self.data: dict[int, int] = {}  # page: byte
+        self.peers: set[int] = set()  # units that it has committed
+        self.mine: set[int] = set()
+        self.filler = (self.folder / "filler").open("wb")
+
+    def teardown(self) -> None:
+        if hasattr(self, "ours"):
+            self.filler.close()
+            self.ours.close()
+            self.peer.close()
+            os.close(self.fd)
+            for name in ("ours", "filler"):
+                (self.folder / name).unlink()
+
+    @rule(unit=units, page=st.integers(0, MIB // PAGE - 1), byte=bytes_)
+    def somebody_writes(self, unit: int, page: int, byte: int) -> None:
+        try:
+            os.pwrite(self.fd, bytes([byte]) * PAGE, unit * MIB + page * PAGE)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        else:
+            self.data[unit * MIB // PAGE + page] = byte
+
+    @rule(unit=units, n=st.integers(1, 4), byte=bytes_)
+    def a_peer_commits(self, unit: int, n: int, byte: int) -> None:
+        n = min(n, UNITS - unit)
+        with contextlib.suppress(CommitError):
+            self.peer.commit(n * MIB, offset=unit * MIB)
+            self.peers |= set(range(unit, unit + n))
+            with self.peer.view(PAGE, offset=unit * MIB) as view:
+                view[:] = bytes([byte]) * PAGE
+            self.data[unit * MIB // PAGE] = byte
+
+    @rule(room=st.integers(0, 30 * MIB // PAGE))
+    def the_mount_is_filled(self, room: int) -> None:
+        left = os.statvfs(self.folder).f_bavail - room
+        if left > 0:
+            end = os.fstat(self.filler.fileno()).st_size
+            os.posix_fallocate(self.filler.fileno(), end, left * PAGE)
+
+    @rule()
+    def the_mount_has_room(self) -> None:
+        self.filler.truncate(0)
+
+    @rule(a=units, b=units, threads=st.sampled_from([1, 3]), write=st.booleans())
+    def commit(self, a: int, b: int, threads: int, write: bool) -> None:
+        start, end = min(a, b), max(a, b) + 1
+        before = os.fstat(self.fd).st_blocks
+        try:
+            self.ours.commit(
+                (end - start) * MIB, offset=start * MIB, threads=threads, populate="write" if write else "read"
+            )
+        except CommitError:
+            assert os.fstat(self.fd).st_blocks == before  # all of what it had made, and only that, was given back
+        else:
+            self.mine |= set(range(start, end))
+
+    @rule(a=units, b=units)
+    def release(self, a: int, b: int) -> None:
+        start, end = min(a, b), max(a, b) + 1
+        self.ours.release((end - start) * MIB, offset=start * MIB)
+        gone = set(range(start, end)) & self.mine
+        self.mine -= gone
+        if self.shared:  # which is a peer's too, and he has lost it: that is what a release of one's own file does
+            self.peers -= gone
+            self.data = {page: byte for page, byte in self.data.items() if page * PAGE // MIB not in gone}
+
+    @invariant()
+    def everybody_has_what_he_had(self) -> None:
+        if not hasattr(self, "ours"):
+            return
+        for page, byte in self.data.items():
+            assert os.pread(self.fd, PAGE, page * PAGE) == bytes([byte]) * PAGE, page
+        for unit in self.peers:
+            assert os.lseek(self.fd, unit * MIB, os.SEEK_HOLE) >= (unit + 1) * MIB, unit
+        assert self.ours.committed == len(self.mine) * MIB
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+def test_a_commit_that_fails_leaves_the_file_as_it_was(shared: bool, tmp_path: Path) -> None:
+    with machine.tmpfs(64 * MIB)(tmp_path) as place:
+        model: Any = type("Machine", (FullMachine,), {"folder": place.path, "shared": shared})
+        check = settings(
+            max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        )
+        model.TestCase.settings = check
+        model.TestCase().runTest()

@@ -3,17 +3,21 @@ looking for it, and must not come back."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import machine
 import pytest
-from conftest import in_child
+from compiled import need_a_compiler
+from conftest import in_child, run_child
 from machine import HUGE, MIB
+from measure import PAGE
 
 from arena import Arena, CommitError, Reservation
 
@@ -263,3 +267,336 @@ def test_the_limit_on_open_files(tmp_path: Path, child: Callable[..., str]) -> N
                 raise SystemExit("no error")
         """
     )
+
+
+# --- what a commit that is stopped or fails leaves of a peer's data ---
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(done: int, total: int) -> None:
+    raise Stop
+
+
+def peers(path: Path, at: int, size: int) -> memoryview:
+    """A view of a mebibyte that a peer has written."""
+    peer = Reservation(size, path=path, shared=True, pages="4K")
+    peer.commit(MIB, offset=at)
+    view = peer.view(MIB, offset=at)
+    view[:] = b"P" * MIB
+    return view
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_a_stopped_commit_had_not_reached_is_not_touched(tmp_path: Path, shared: bool, threads: int) -> None:
+    with machine.tmpfs(700 * MIB)(tmp_path) as place:
+        path, size = place.path / "ours", 512 * MIB
+        ours = Reservation(size, path=path, shared=shared, pages="4K")
+        views = [peers(path, at * MIB, size) for at in (0, 7, 100, 500, 511)]
+        before = os.stat(path).st_blocks
+        with pytest.raises(Stop):
+            ours.commit(progress=stop, threads=threads)
+        assert all(view == b"P" * MIB for view in views)
+        assert os.stat(path).st_blocks == before
+        assert ours.committed == ours.residency().present == 0
+
+
+def test_a_stopped_warm_keeps_what_peers_have(tmp_path: Path) -> None:
+    with machine.tmpfs(700 * MIB)(tmp_path) as place:
+        a = Arena("512MiB", path=place.path / "ours", shared=True, pages="4K")
+        view = peers(place.path / "ours", 300 * MIB, 512 * MIB)
+        with pytest.raises(Stop):
+            a.warm("400MiB", progress=stop, threads=1)
+        assert view == b"P" * MIB
+
+
+def test_an_alloc_that_a_full_mount_refuses_keeps_what_peers_have(tmp_path: Path) -> None:
+    with machine.tmpfs(32 * MIB)(tmp_path) as place:
+        a = Arena("64MiB", path=place.path / "ours", shared=True, pages="4K", chunk="64KiB")
+        view = peers(place.path / "ours", 40 * MIB, 64 * MIB)
+        for _ in range(3):
+            with pytest.raises(CommitError):
+                a.alloc("60MiB")
+        assert view == b"P" * MIB
+        assert os.stat(place.path / "ours").st_blocks * 512 == MIB
+
+
+def test_a_forks_child_whose_commit_is_stopped_takes_nothing_from_its_parent() -> None:
+    r = Reservation("512MiB", shared=True, pages="4K")
+    go, gone = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(gone)
+        os.read(go, 1)  # until the parent has committed
+        try:
+            r.commit(progress=stop, threads=1)
+        except Stop:
+            os._exit(0)
+        os._exit(1)
+    r.commit(MIB, offset=500 * MIB)
+    view = r.view(MIB, offset=500 * MIB)
+    view[:] = b"P" * MIB
+    os.close(gone)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(go)
+    assert view == b"P" * MIB
+    assert os.fstat(r.fileno()).st_blocks * 512 == MIB
+
+
+def test_a_limit_on_locked_memory_costs_no_peer_anything(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents[:2]:
+        folder.chmod(0o755)
+    with machine.tmpfs(128 * MIB)(tmp_path) as place:
+        done = run_child(
+            """
+            import os, resource
+            from arena import CommitError, Reservation
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
+            path = os.environ["THERE"]
+            ours = Reservation("64MiB", path=path, shared=True, lock=True, pages="4K")
+            peer = Reservation("64MiB", path=path, shared=True, pages="4K")
+            peer.commit("1MiB", offset="50MiB")
+            view = peer.view("1MiB", offset="50MiB")
+            view[:] = b"P" * (1 << 20)
+            try:
+                ours.commit("60MiB")
+            except CommitError as error:
+                assert error.op == "mlock", error
+            else:
+                raise SystemExit("no error")
+            assert view == b"P" * (1 << 20)
+            """,
+            THERE=str(place.path / "ours"),
+        )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_written_into_pages_of_ours_by_somebody_who_takes_no_locks_stays(tmp_path: Path) -> None:
+    with machine.tmpfs(700 * MIB)(tmp_path) as place:
+        path = place.path / "ours"
+        ours = Reservation("512MiB", path=path, shared=True, pages="4K")
+
+        def write_and_stop(done: int, total: int) -> None:
+            with path.open("r+b") as file:
+                for at in (0, 5 * PAGE, done - MIB, 500 * MIB):
+                    file.seek(at)
+                    file.write(b"theirs")
+            written.extend((0, 5 * PAGE, done - MIB, 500 * MIB))
+            raise Stop
+
+        written: list[int] = []
+        with pytest.raises(Stop):
+            ours.commit(progress=write_and_stop, threads=1)
+        with path.open("rb") as file:
+            for at in written:
+                file.seek(at)
+                assert file.read(6) == b"theirs", at
+        assert os.stat(path).st_blocks * 512 == 4 * PAGE
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_huge_pages_of_a_file_that_peers_have_part_of(tmp_path: Path, reached: bool) -> None:
+    """Only their number can be had: what cannot be told apart stays."""
+    with machine.hugetlbfs(6)(tmp_path) as place:
+        path = place.path / "ours"
+        ours = Reservation(8 * HUGE, path=path, shared=True)
+        peer = Reservation(8 * HUGE, path=path, shared=True)
+        at = 0 if reached else 7 * HUGE
+        peer.commit(HUGE, offset=at)
+        peer.view(6, offset=at)[:] = b"theirs"
+        with pytest.raises(CommitError):
+            ours.commit()
+        assert peer.view(6, offset=at) == b"theirs"
+        peer.release(HUGE, offset=at, discard=True)
+        ours.release(discard=True)
+
+
+# --- the locks that keep peers out ---
+
+BESIDE_A_PEER = """
+import errno, os
+import kernel
+from arena import CommitError, Reservation
+path = os.environ["THERE"]
+ours = Reservation("256MiB", path=path, shared=True, pages="4K")
+peer = Reservation("256MiB", path=path, shared=True, pages="4K")
+peer.commit("1MiB", offset="200MiB")
+view = peer.view("1MiB", offset="200MiB")
+view[:] = b"P" * (1 << 20)
+class Stop(Exception):
+    pass
+def stop(done, total):
+    raise Stop
+"""
+
+
+@pytest.mark.parametrize("refused", [errno.EACCES, errno.EIO, errno.EPERM, errno.EAGAIN])
+def test_a_lock_that_is_refused_is_an_error(tmp_path: Path, refused: int) -> None:
+    done = run_child(
+        BESIDE_A_PEER
+        + f"""
+kernel.without_locks({refused})
+for work in (ours.commit, ours.verify, ours.release):
+    try:
+        work()
+    except CommitError as error:
+        assert error.errno == {refused} and error.op == "lock of the file", error
+    else:
+        assert work != ours.commit
+assert ours.committed == 0 and view == b"P" * (1 << 20)
+""",
+        THERE=str(tmp_path / "ours"),
+        PYTHONPATH=os.path.dirname(__file__),
+    )
+    assert done.returncode in (0, 77), done.stderr
+
+
+@pytest.mark.parametrize("refused", [errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_without_and_takes_nothing_for_its_own(tmp_path: Path, refused: int) -> None:
+    done = run_child(
+        BESIDE_A_PEER
+        + f"""
+kernel.without_locks({refused})
+try:
+    ours.commit(progress=stop, threads=1)
+except Stop:
+    pass
+assert ours.residency().present == 0 and view == b"P" * (1 << 20)
+assert ours.commit() == 256 << 20
+assert view == b"P" * (1 << 20)
+""",
+        THERE=str(tmp_path / "ours"),
+        PYTHONPATH=os.path.dirname(__file__),
+    )
+    assert done.returncode in (0, 77), done.stderr
+
+
+@pytest.mark.parametrize("whences", [(3,), (4,), (3, 4)], ids=["data", "hole", "both"])
+@pytest.mark.parametrize("refused", [errno.EINVAL, errno.EIO])
+@pytest.mark.parametrize("disk", [False, True], ids=["tmpfs", "disk"])
+def test_a_file_that_does_not_tell_what_data_it_has(
+    tmp_path: Path, refused: int, whences: tuple[int, ...], disk: bool
+) -> None:
+    done = run_child(
+        BESIDE_A_PEER
+        + f"""
+if {disk}:
+    kernel.without_fallocate()
+kernel.without_seek({refused}, *{whences})
+try:
+    ours.commit(progress=stop, threads=1)
+except (Stop, CommitError):
+    pass
+assert view == b"P" * (1 << 20)
+try:
+    ours.commit()
+except CommitError as error:
+    assert error.errno == errno.EOPNOTSUPP and {disk}, error
+assert view == b"P" * (1 << 20)
+""",
+        THERE=str(tmp_path / "ours" if disk else f"/dev/shm/arena-test-{os.getpid()}"),
+        PYTHONPATH=os.path.dirname(__file__),
+    )
+    if not disk:
+        os.unlink(f"/dev/shm/arena-test-{os.getpid()}")
+    assert done.returncode in (0, 77), done.stderr
+
+
+def test_a_descriptor_for_the_locks_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
+    """And not the end of all locks: the next commit has them."""
+    done = run_child(
+        BESIDE_A_PEER
+        + """
+import resource
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+try:
+    ours.commit()
+except CommitError as error:
+    assert error.errno == errno.EMFILE, error
+else:
+    raise SystemExit("no error")
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+held = []
+inode = f":{os.stat(path).st_ino} "
+def look(done, total):
+    held.append(inode in open("/proc/locks").read())
+ours.commit(progress=look, threads=1)
+assert held[0]
+""",
+        THERE=str(tmp_path / "ours"),
+        PYTHONPATH=os.path.dirname(__file__),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+UNLOCKS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+
+int failing = 0;
+
+int fcntl(int fd, int command, ...) {
+    static int (*real)(int, int, ...);
+    va_list list;
+    va_start(list, command);
+    void *arg = va_arg(list, void *);
+    va_end(list);
+    if (!real) real = (int (*)(int, int, ...))dlsym(RTLD_NEXT, "fcntl");
+    if (command == F_OFD_SETLK && ((struct flock *)arg)->l_type == F_UNLCK && ((struct flock *)arg)->l_len && failing)
+        return errno = ENOLCK, -1;
+    return real(fd, command, arg);
+}
+int fcntl64(int, int, ...) __attribute__((alias("fcntl")));
+"""
+
+
+def test_a_lock_that_could_not_be_given_up_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """The kernel needs memory to unlock the middle of a range, and may have none; to unlock all it needs none."""
+    need_a_compiler()
+    (tmp_path / "unlocks.c").write_text(UNLOCKS)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", str(tmp_path / "unlocks.c"), "-o", str(tmp_path / "unlocks.so"), "-ldl"], check=True
+    )
+    done = run_child(
+        """
+        import ctypes, os, threading
+        from arena import Reservation
+        path = os.environ["THERE"]
+        failing = ctypes.c_int.in_dll(ctypes.CDLL(os.environ["LD_PRELOAD"]), "failing")
+        failing.value = 1
+        ours = Reservation("64MiB", path=path, shared=True)
+        def locks():
+            here = f":{os.stat(path).st_ino} "
+            return sum(here in line for line in open("/proc/locks"))
+        ours.commit("8MiB")
+        assert locks() == 0
+        seen = []
+        def progress(done, total):
+            if not seen:
+                ours.commit("8MiB", offset="8MiB")  # its lock cannot be given up while this one is held
+                seen.append(locks())
+        big = Reservation("512MiB", path=path + "2", shared=True)
+        path += "2"
+        ours = big
+        big.commit(offset="16MiB", nbytes="480MiB", progress=progress)
+        assert locks() == 0, open("/proc/locks").read()
+        peer = Reservation("64MiB", path=path, shared=True)
+        peer.commit()
+        """,
+        THERE=str(tmp_path / "ours"),
+        LD_PRELOAD=str(tmp_path / "unlocks.so"),
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr

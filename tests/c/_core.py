@@ -83,7 +83,7 @@ int bustle(reservation *r, uint64_t offset, const int *over);
 int index_check(arena *a);
 uint64_t index_committed(arena *a);
 const struct os_features *os_features(void);
-int os_residency(const void *addr, size_t bytes, struct os_residency *out);
+int os_residency(const struct os_features *f, const void *addr, size_t bytes, struct os_residency *out);
 """
 
 
@@ -216,7 +216,7 @@ class Range:
 
     def residency(self, offset: int = 0, n: int = 0) -> Any:
         out = ffi.new("struct os_residency *")
-        must(self.lib.os_residency(self.at + offset, n or self.size, out))
+        must(self.lib.os_residency(self.lib.os_features(), self.at + offset, n or self.size, out))
         return out
 
     def copy(self, offset: int, buffer: Any, *, into: bool) -> None:
@@ -309,6 +309,12 @@ class Arena:
 
     def read(self, block: Block) -> bytes:
         return bytes(ffi.buffer(ffi.cast("char *", block.address), block.bytes))
+
+    def residency(self) -> int:
+        out = ffi.new("struct os_residency *")
+        must(self.lib.os_residency(self.lib.os_features(), ffi.cast("void *", self.base), self.size, out))
+        present: int = out.present
+        return present
 
     def figures(self) -> dict[str, int]:
         """What a call that failed must not have changed."""
