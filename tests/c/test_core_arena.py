@@ -479,7 +479,7 @@ def test_a_tick_may_use_the_arena_but_not_end_it(make: Any) -> None:
     a.free(hole.handle)
 
     def tick() -> int:
-        assert lib.arena_close(a.c) == lib.arena_destroy(a.c) == lib.arena_reset(a.c) == -errno.EBUSY
+        assert lib.arena_close(a.c, False) == lib.arena_destroy(a.c) == lib.arena_reset(a.c) == -errno.EBUSY
         own = ffi.new("struct arena_block *")
         seen.append(lib.arena_try(a.c, 100, 64, own))
         assert lib.arena_alloc(a.c, MIB, 64, 0, NULL, NULL, own, NULL) == 0
@@ -525,11 +525,11 @@ def test_a_block_freed_while_it_grows_has_not_grown(make: Any) -> None:
 def test_the_last_block_of_a_closed_arena_may_be_freed_while_it_grows(make: Any) -> None:
     a = make(2 * LONG)
     b = a.alloc(64)
-    must(a.lib.arena_close(a.c))
+    must(a.lib.arena_close(a.c, False))
 
     def tick() -> int:
         if a.lib.arena_free(a.c, b.handle) == 0:
-            assert a.lib.arena_close(a.c) == -errno.EBUSY
+            assert a.lib.arena_close(a.c, False) == -errno.EBUSY
         return 0
 
     refused(errno.ECANCELED, a.resize, b.handle, LONG, tick=ticking(tick))
@@ -540,8 +540,8 @@ def test_a_closed_arena_goes_with_its_last_block(make: Any) -> None:
     a = make()
     b, c = a.alloc(MIB), a.alloc(64)
     base = ffi.cast("void *", a.base)
-    must(a.lib.arena_close(a.c))
-    must(a.lib.arena_close(a.c))
+    must(a.lib.arena_close(a.c, False))
+    must(a.lib.arena_close(a.c, False))
     for function in (a.alloc, a.attempt, a.warm):
         refused(errno.ESHUTDOWN, function, 64)
     a.write(b)
@@ -561,7 +561,7 @@ def test_an_arena_is_destroyed_with_its_blocks(make: Any) -> None:
         for _ in range(100):
             a.alloc(10000)
         if closed:
-            must(a.lib.arena_close(a.c))
+            must(a.lib.arena_close(a.c, False))
         a.close()
         assert not a.lib.is_mapped(ffi.cast("void *", a.base))
 
@@ -613,7 +613,7 @@ def test_a_block_that_grows_in_another_thread_is_its_old_self_in_the_child_of_a_
         a.check()
         assert a.stats().committed == a.stats().live == MIB
         a.free(b.handle)
-        must(a.lib.arena_close(a.c))
+        must(a.lib.arena_close(a.c, False))
 
     try:
         in_child(look)
