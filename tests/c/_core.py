@@ -38,6 +38,9 @@ int mend(void *page) {
     return mmap(page, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED;
 }
 int drop(void *page, uint64_t bytes) { return madvise(page, bytes, MADV_DONTNEED); }
+int lock_foreign(void *page, uint64_t bytes) { return mlock(page, bytes); }
+/* MADV_COLD is refused where memory is locked, and does nothing else to a page. */
+int is_locked(void *page) { return madvise(page, 4096, 20) != 0; }
 int is_mapped(void *page) {
     unsigned char there;
     return mincore(page, 4096, &there) == 0;
@@ -76,6 +79,8 @@ int repair(void *page);
 int cut(void *page);
 int mend(void *page);
 int drop(void *page, uint64_t bytes);
+int lock_foreign(void *page, uint64_t bytes);
+int is_locked(void *page);
 int is_mapped(void *page);
 long faults_of_writing(char *at, uint64_t bytes);
 void pages_of(reservation *r, unsigned char *out, uint64_t n);
@@ -167,8 +172,11 @@ class Range:
 
     def __init__(self, size: int, *, pages: str = "4K", **config: Any) -> None:
         self.lib, self.error = library(), ffi.new("struct arena_error *")
-        names = {"4K": self.lib.ARENA_PAGES_4K, "auto": self.lib.ARENA_PAGES_AUTO}
+        names = {"4K": self.lib.ARENA_PAGES_4K, "auto": self.lib.ARENA_PAGES_AUTO, "2M": self.lib.ARENA_PAGES_HUGETLB}
+        if pages == "2M":
+            config["page_bytes"] = HUGE
         options = ffi.new("struct reservation_config *", {"size": size, "pages": names[pages], **config})
+        self.features = config.get("features")  # the core keeps the pointer
         out = ffi.new("reservation **")
         must(self.lib.reservation_create(options, out, self.error))
         self.c = out[0]
