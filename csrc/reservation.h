@@ -90,6 +90,8 @@ void reservation_look_away(struct reservation *r, struct reservation_view *v);
 
 /* A release in two halves, for a caller who must not let anybody commit in between: begin (an operation is noted, no system
  * call is made; -EAGAIN: another is in the way; -EBUSY: somebody looks) and finish. */
+/* Is a range that is being released closed to loads, for ever or for a moment? */
+bool reservation_release_closes(const struct reservation *r);
 /* `whole`: also what was never committed of it is kept from others. */
 int reservation_release_begin(struct reservation *r, struct reservation_op *op, uint64_t offset, uint64_t bytes,
                               bool whole);

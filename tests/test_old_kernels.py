@@ -1,5 +1,5 @@
-"""Kernels that are older than this one, or refuse what it allows: each is played in a child, by a seccomp filter or by a
-library that answers as they do. What the core does where it is told so by a test is in c/test_core_old_kernels.py."""
+"""Kernels that are older than this one, or refuse what it allows: each is played in a child, by a seccomp filter or by
+a library that answers as they do. What the core does where it is told so by a test is in c/test_core_old_kernels.py."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ op(lambda: b.resize(32 << 20))
     ]
 
 
-# --- how many system calls there are -------------------------------------------------------------------------------------
+# --- how many system calls there are ----------------------------------------------------------------------------------
 
 COMMITS = """
 import os, sys

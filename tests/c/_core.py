@@ -242,12 +242,15 @@ class Block(NamedTuple):
 class Arena:
     """An arena, with a clock that stands still."""
 
-    def __init__(self, size: int = 16 * MIB, *, chunk: int = CHUNK, retain: int = EVER, **config: Any) -> None:
+    def __init__(
+        self, size: int = 16 * MIB, *, chunk: int = CHUNK, retain: int = EVER, features: Any = NULL, **config: Any
+    ) -> None:
         self.lib, self.error = library(), ffi.new("struct arena_error *")
         self.now = 1
         self.clock = ffi.callback("uint64_t(void *)", lambda arg: self.now)
         options = ffi.new("struct arena_config *", {"chunk": chunk, "retain": retain, "now_ns": self.clock, **config})
         options.reservation.size = size
+        self.features = options.reservation.features = features  # the core keeps the pointer
         out = ffi.new("arena **")
         must(self.lib.arena_create(options, out, self.error))
         self.c = out[0]

@@ -9,7 +9,7 @@ from typing import Any
 import machine
 import pytest
 from c._build import must, refused
-from c._core import HUGE, MIB, PAGE, Range, ffi, library
+from c._core import HUGE, MIB, PAGE, Arena, Range, ffi, library
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
@@ -112,3 +112,21 @@ def test_a_copy_is_of_the_reservation(reserve: Any) -> None:
         refused(errno.EINVAL, r.copy, offset, bytearray(n), into=False)
         refused(errno.EINVAL, r.copy, offset, bytearray(n), into=True)
     r.copy(MIB, bytearray(), into=False)
+
+
+@pytest.mark.parametrize("version", KERNELS)
+def test_an_arena_and_its_index(version: str) -> None:
+    a = Arena(64 * MIB, retain=0, features=play(version))
+    blocks = [a.alloc(MIB) for _ in range(20)] + [a.alloc(64) for _ in range(20000)]
+    for block in blocks:
+        a.write(block)
+    a.check()
+    for block in blocks[::2] + blocks[1::2]:
+        a.free(block.handle)
+    a.check()
+    assert a.stats().committed == a.residency() == 0
+    must(a.lib.lock_foreign(ffi.cast("void *", a.base), a.size))
+    a.warm(4 * MIB)
+    assert a.trim() == 4 * MIB
+    assert a.stats().committed == 0
+    a.close()
