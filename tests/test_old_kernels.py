@@ -3,6 +3,7 @@ a library that answers as they do. What the core does where it is told so by a t
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def old_tmpfs(tmp_path: Path) -> str:
     source.write_text(OLD_TMPFS, encoding="utf-8")
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", str(source), "-o", str(library), "-ldl"], check=True)
     return str(library)
+
+
+@pytest.fixture
+def populating() -> None:
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        try:
+            page.madvise(23)
+        except OSError:
+            pytest.skip("this kernel has no MADV_POPULATE_WRITE")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -139,7 +149,7 @@ assert bytes(r.view("16MiB")) == bytes(16 << 20)
         )
 
 
-def test_what_refuses_is_named(child: Callable[..., str]) -> None:
+def test_what_refuses_is_named(populating: None, child: Callable[..., str]) -> None:
     """seccomp, as in a container."""
     says = child(
         HERE
@@ -227,7 +237,7 @@ os.write(2, b"ends")
     ],
 )
 def test_a_commit_of_a_page_takes_few_system_calls(
-    kind: str, commit: list[str], release: list[str], tmp_path: Path
+    populating: None, kind: str, commit: list[str], release: list[str], tmp_path: Path
 ) -> None:
     strace = shutil.which("strace")
     if strace is None:
