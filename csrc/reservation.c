@@ -234,7 +234,7 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
  * nothing of it is unmapped later. */
 static void replace_dropped(struct reservation *r) {
     r->foreign = os_map_at(r->base, bytes_of(r, r->pages)) != 0;
-    if (r->foreign && r->top) (void)os_map_at(r->base, bytes_of(r, r->top));
+    r->lost = r->foreign && r->top && os_map_at(r->base, bytes_of(r, r->top)) != 0;
 }
 
 void reservation_after_fork_child(struct reservation *r) {
