@@ -355,12 +355,20 @@ int os_map_at(void *addr, size_t bytes) {
     return rc == -ENOMEM ? map_exactly(&os_anonymous, addr, bytes, 0, PROT_READ) : rc;
 }
 
-int os_populate(void *addr, size_t bytes, bool write) {
-    int advice = write ? ADVICE_POPULATE_WRITE : ADVICE_POPULATE_READ;
-    while (madvise(addr, bytes, advice) < 0) {
+#define ADVISE_TRIES 1000
+
+/* EAGAIN is lack of memory in the kernel that may pass, and also vm.max_map_count, which does not: madvise(2) says it where a
+ * mapping would have to be split. */
+static int advise(void *addr, size_t bytes, int advice) {
+    for (int tries = 0; madvise(addr, bytes, advice) < 0;) {
+        if (errno == EAGAIN && ++tries == ADVISE_TRIES) return -ENOMEM;
         if (errno != EAGAIN && errno != EINTR) return -errno;
     }
     return 0;
+}
+
+int os_populate(void *addr, size_t bytes, bool write) {
+    return advise(addr, bytes, write ? ADVICE_POPULATE_WRITE : ADVICE_POPULATE_READ);
 }
 
 __attribute__((no_sanitize("thread"))) /* it changes nothing, whoever writes there meanwhile */
@@ -388,13 +396,6 @@ int os_touch_carefully(void *addr, size_t bytes, size_t page, bool write) {
             /* FUTEX_WAKE_OP says EAGAIN when it has not done it, FUTEX_WAIT when it has seen another value than 1. */
         } while (rc < 0 && (errno == EINTR || (write && errno == EAGAIN)) && ++tries < TOUCH_TRIES);
         if (rc < 0 && (write || (errno != EAGAIN && errno != ETIMEDOUT))) return -errno;
-    }
-    return 0;
-}
-
-static int advise(void *addr, size_t bytes, int advice) {
-    while (madvise(addr, bytes, advice) < 0) {
-        if (errno != EAGAIN && errno != EINTR) return -errno;
     }
     return 0;
 }
