@@ -414,7 +414,7 @@ def test_huge_pages_of_a_file_that_peers_have_part_of(tmp_path: Path, reached: b
         peer.view(6, offset=at)[:] = b"theirs"
         with pytest.raises(CommitError):
             ours.commit()
-        assert peer.view(6, offset=at) == b"theirs"
+        assert bytes(peer.view(6, offset=at)) == b"theirs"
         peer.release(HUGE, offset=at, discard=True)
         ours.release(discard=True)
 
