@@ -38,7 +38,11 @@ cdef class Block:
                 arena_collect(self._arena.c)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef reservation_stats stats
         if not take(self):
+            reservation_get(arena_reservation(self._arena.c), &stats)
+            if stats.dropped and not exports_closed(&self.exports) and self.freed:
+                raise as_exception(-ENOTCONN, NULL)  # not even zero pages could be had in its place
             raise BufferError(
                 "the block was freed" if exports_closed(&self.exports)
                 else "the block was freed (its arena was reset)" if self.freed

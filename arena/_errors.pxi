@@ -11,7 +11,7 @@ cdef dict numbers_of(arena_error *e):
 
 cdef object as_exception(int rc, arena_error *e, bint grow=True):
     cdef int err = -rc
-    op = e.op.decode() if e.op != NULL else ""
+    op = e.op.decode() if e != NULL and e.op != NULL else ""
     if err == ENOSPC and op in ("alloc", "resize"):
         return _errors.full_error(numbers_of(e), grow=grow)
     if err == ESHUTDOWN:

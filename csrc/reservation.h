@@ -55,7 +55,9 @@ struct reservation {
     struct backing backing;
     bool mlocks; /* what is committed is locked */
     bool locked; /* atomic: something of it was, by that or by lockall.h */
-    bool lazy, dump, dropped, foreign; /* foreign: dropped, and the address belongs to someone else now */
+    bool lazy, dump, dropped;
+    bool foreign; /* dropped, and the addresses may belong to someone else now: they are not unmapped */
+    bool lost;    /* of these there is nothing mapped for us where pages were committed: no use of them is possible */
     enum os_fork fork;
     const char *name;
     const struct os_features *features;
