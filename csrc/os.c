@@ -325,7 +325,8 @@ int os_unmap(void *addr, size_t bytes) {
     int rc = munmap(addr, bytes) < 0 ? -errno : 0;
     if (__atomic_load_n(&any_leftover, __ATOMIC_RELAXED)) unmap_leftovers();
     if (rc == 0) return 0;
-    (void)os_release(addr, bytes);
+    (void)munlock(addr, bytes); /* locked memory cannot be dropped on every kernel */
+    (void)madvise(addr, bytes, MADV_DONTNEED);
     for (struct leftover *l = leftovers, *end = l + sizeof leftovers / sizeof *l; l < end; l++) {
         if (__atomic_load_n(&l->addr, __ATOMIC_RELAXED) || !take_leftover(l, NULL)) continue;
         l->bytes = bytes;
