@@ -41,7 +41,7 @@ cdef dict numbers_of(arena_error *e):
 
 cdef object as_exception(int rc, arena_error *e, bint grow=True):
     cdef int err = -rc
-    op = e.op.decode() if e.op != NULL else ""
+    op = e.op.decode() if e != NULL and e.op != NULL else ""
     if err == ENOSPC and op in ("alloc", "resize"):
         return _errors.full_error(numbers_of(e), grow=grow)
     if err == ESHUTDOWN:
@@ -1045,7 +1045,11 @@ cdef class Block:
                 arena_collect(self._arena.c)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef reservation_stats stats
         if not pin(self):
+            reservation_get(arena_reservation(self._arena.c), &stats)
+            if stats.dropped and not users_closed(&self.users) and self.freed:
+                raise as_exception(-ENOTCONN, NULL)  # not even zero pages could be had in its place
             raise BufferError(
                 "the block was freed" if users_closed(&self.users)
                 else "the block was freed (its arena was reset)" if self.freed

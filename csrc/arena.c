@@ -45,6 +45,8 @@ static void fork_child(void *self) {
         return;
     }
     reservation_after_fork_child(&a->reservation);
+    /* As after a reset no block of before gives its memory to anybody. */
+    if (a->reservation.lost) __atomic_fetch_add(&a->epoch, 1, __ATOMIC_RELEASE);
     if (a->reservation.dropped && !a->refuse) a->refuse = -ENOTCONN;
     if (a->reservation.fork == OS_FORK_SHARE) {
         /* The memory is the parent's too, but this index is not: two of them would give the same range out twice. */

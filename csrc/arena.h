@@ -65,7 +65,7 @@ struct reservation_config {
     bool lock; /* what is committed is mlocked, and unlocked when it is released; hugetlb pages need none */
     uint64_t headroom; /* bytes to leave to the rest of the machine or cgroup */
     const char *name; /* for /proc/self/maps; may be NULL */
-    const void *features; /* struct os_features; NULL: this kernel's */
+    const void *features; /* struct os_features, which stays where it is; NULL: this kernel's */
     uint64_t align; /* of the address: a power of two. Less than 2 MiB, or a page, is taken for that */
 };
 

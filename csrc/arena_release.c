@@ -88,8 +88,9 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
     struct freelist_span span;
     struct reservation_op op;
     *freed = 0;
-    /* A lazy range is closed when it is released, and a freed block's object may still be read through. */
-    int rc = a->unmapped || a->borrowed || (a->reservation.lazy && a->pins) ? -ENOENT : 0;
+    /* A freed block's object may still be read through. */
+    bool closes = reservation_release_closes(&a->reservation);
+    int rc = a->unmapped || a->borrowed || (closes && a->pins) ? -ENOENT : 0;
     if (rc == 0) rc = freelist_pick(&a->index, bytes >> a->chunk_shift, &span);
     if (rc == 0) {
         rc = reservation_release_begin(&a->reservation, &op, span.first << a->chunk_shift, span.count << a->chunk_shift,

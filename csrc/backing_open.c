@@ -142,29 +142,79 @@ static int use_file(struct backing *b, const struct reservation_config *c, const
     return pool_of(b, f);
 }
 
+/* A file that is missing, which nobody finds before it has its size. *exists: somebody else was first. */
+static int create_whole(struct backing *b, const struct reservation_config *c, const struct failure *f, bool *exists) {
+    char directory[4096], temporary[4096];
+    int rc = os_directory_of(c->path, directory, sizeof directory);
+    if (rc == 0) rc = os_open_unnamed(directory, &b->mapping.fd, temporary, sizeof temporary);
+    if (rc) {
+        b->mapping.fd = -1;
+        return fail(f, rc, "open");
+    }
+    b->ours = b->peers = true;
+    rc = use_file(b, c, f);
+    if (rc == 0) rc = set_size(b, c, f);
+    if (rc == 0 && (rc = os_link(b->mapping.fd, temporary, c->path)) != 0) {
+        *exists = rc == -EEXIST;
+        rc = fail(f, *exists ? rc : -EXDEV, "link");
+    }
+    b->created = rc == 0;
+    if (rc && temporary[0]) os_unlink(temporary, b->mapping.fd);
+    return rc;
+}
+
+/* The way without links, as on vfat or without /proc: for a moment others find it empty. */
+static int create_empty(struct backing *b, const struct reservation_config *c, const struct failure *f, bool *exists) {
+    bool directory;
+    int rc = os_open_file(c->path, true, true, &b->mapping.fd, &directory);
+    *exists = rc == -EEXIST;
+    if (rc) {
+        b->mapping.fd = -1;
+        return fail(f, rc, "open");
+    }
+    b->ours = b->created = b->peers = true;
+    rc = use_file(b, c, f);
+    return rc ? rc : set_size(b, c, f);
+}
+
+static int create_path(struct backing *b, const struct reservation_config *c, const struct failure *f, bool *exists) {
+    const struct backing none = *b;
+    *exists = false;
+    int rc = create_whole(b, c, f, exists);
+    if (rc == -EXDEV) {
+        os_close_file(b->mapping.fd);
+        *b = none;
+        rc = create_empty(b, c, f, exists);
+    }
+    if (*exists) {
+        os_close_file(b->mapping.fd);
+        *b = none;
+    }
+    return rc;
+}
+
 static int open_path(struct backing *b, const struct reservation_config *c, const struct failure *f) {
-    bool directory, create = false, write = !c->readonly;
+    bool directory, write = !c->readonly, exists;
     int rc;
     for (int tries = 0; tries < 8; tries++) { /* somebody may create or remove it in between */
-        rc = os_open_file(c->path, write || create, create, &b->mapping.fd, &directory);
+        rc = os_open_file(c->path, write, false, &b->mapping.fd, &directory);
         /* A private mapping needs no right to write, except for `discard`. */
-        if (write && !create && !c->shared && (rc == -EACCES || rc == -EPERM || rc == -EROFS || rc == -ETXTBSY))
+        if (write && !c->shared && (rc == -EACCES || rc == -EPERM || rc == -EROFS || rc == -ETXTBSY)) {
             write = false;
-        else if (rc == -ENOENT && !create && !c->readonly)
-            create = true;
-        else if (rc == -EEXIST && create)
-            create = false;
-        else
-            break;
+            continue;
+        }
+        if (rc != -ENOENT || c->readonly) break;
+        b->mapping.fd = -1;
+        rc = create_path(b, c, f, &exists);
+        if (!exists) return rc;
     }
     if (directory) {
         os_close_file(b->mapping.fd);
         b->mapping.fd = -1;
         if (c->readonly) return fail(f, -EINVAL, "readonly");
-        rc = os_open_unnamed(c->path, &b->mapping.fd);
+        rc = os_open_unnamed(c->path, &b->mapping.fd, NULL, 0);
         b->ours = rc == 0;
     } else if (rc == 0) {
-        b->ours = b->created = create;
         b->peers = true;
     }
     if (rc) {
@@ -197,7 +247,7 @@ int backing_open(struct backing *b, const struct reservation_config *c, const ch
              : from == ARENA_BACKING_FD    ? open_fd(b, c, &f)
              : from == ARENA_BACKING_MEMFD ? open_memfd(b, c, &f)
                                            : open_anonymous(b, c, &f);
-    if (rc == 0) rc = set_size(b, c, &f);
+    if (rc == 0 && !b->created) rc = set_size(b, c, &f);
     if (rc == 0 && b->kind == memfd[b->kind->pool][c->shared]) b->sealed = os_seal_size(b->mapping.fd) == 0;
     if (rc) backing_close(b, c->path);
     return rc;

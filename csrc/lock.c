@@ -22,8 +22,16 @@ void lock_take_slowly(struct lock *l) {
             (void)__atomic_load_n(&l->word, __ATOMIC_ACQUIRE);
             return;
         }
-        if (errno == EDEADLK) abort();          /* taken twice by one thread: our bug, and no way on */
-        if (errno == ENOSYS) os_sleep_us(50);   /* a kernel without PI futexes: no inheritance, but a lock */
+        switch (errno) {
+            case EINTR:
+            case EAGAIN: break; /* the holder is about to exit, or the word has changed meanwhile */
+            case ENOMEM:        /* the kernel has none for its notes just now */
+            case ENOSYS:
+                os_sleep_us(50);
+                break; /* a kernel without PI futexes: no inheritance, but a lock */
+            /* Taken twice by one thread, or by one that is no more: our bug, and no way on. */
+            default: abort();
+        }
     }
 }
 

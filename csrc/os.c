@@ -186,16 +186,37 @@ static int map_fixed(const struct os_mapping *what, void *addr, size_t bytes, ui
     return at == MAP_FAILED ? -errno : 0;
 }
 
+/* At exactly this address, where nothing may be: -EEXIST. MAP_FIXED unmaps what is there before it asks the file, whose
+ * refusal leaves a gap that another thread's mmap may get meanwhile; so it is only for what is ours and no file's. */
+static int map_exactly(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset, int prot) {
+    void *at = mmap(addr, bytes, prot, flags_of(what) | MAP_FIXED_NOREPLACE, what->fd, (off_t)offset);
+    if (at == MAP_FAILED) return -errno;
+    if (at == addr) return 0;
+    (void)os_unmap(at, bytes); /* kernels before 4.17 take the address as a hint */
+    return -EEXIST;
+}
+
 /* Without CAP_IPC_LOCK mmap(2) counts all that it maps under mlockall(MCL_FUTURE), and says EAGAIN: but mremap(2) does not
- * count what an unlocked mapping grows by. To `at`, or with NULL to anywhere. */
-static void *map_grown(const struct os_mapping *what, void *at, size_t bytes) {
-    void *page = mmap(NULL, OS_PAGE, PROT_NONE, flags_of(what), what->fd, 0), *grown = MAP_FAILED;
+ * count what an unlocked mapping grows by. */
+static void *map_none_grown(size_t bytes) {
+    void *page = map_none(OS_PAGE), *grown = MAP_FAILED;
     if (page == MAP_FAILED) return page;
-    if (munlock(page, OS_PAGE) == 0) grown = mremap(page, OS_PAGE, bytes, MREMAP_MAYMOVE | (at ? MREMAP_FIXED : 0), at);
+    if (munlock(page, OS_PAGE) == 0) grown = mremap(page, OS_PAGE, bytes, MREMAP_MAYMOVE);
     int failed = errno;
-    if (grown == MAP_FAILED) munmap(page, OS_PAGE);
+    if (grown == MAP_FAILED) (void)os_unmap(page, OS_PAGE);
     errno = failed;
     return grown;
+}
+
+/* The same at an address where nothing may be, in place: what is in the way stays. */
+static int map_exactly_grown(const struct os_mapping *what, void *addr, size_t bytes) {
+    int rc = map_exactly(what, addr, OS_PAGE, 0, PROT_NONE);
+    if (rc) return rc;
+    if (munlock(addr, OS_PAGE) < 0 || mremap(addr, OS_PAGE, bytes, 0) == MAP_FAILED) {
+        rc = errno == ENOMEM ? -EEXIST : -errno; /* one cannot be told from the other */
+        (void)os_unmap(addr, OS_PAGE);
+    }
+    return rc;
 }
 
 /* Shared anonymous memory is a file that does not grow with its mapping: so it is one of ours, that has its size. Pages of
@@ -211,73 +232,156 @@ static int map_shared_grown(const struct os_mapping *what, void *addr, size_t by
     else if ((rc = os_file_look(file.fd, &found)) == 0 &&
              (found.type == OS_FILE_HUGETLBFS || found.type == OS_FILE_OTHER))
         rc = -EAGAIN;
-    if (rc == 0 && map_grown(&file, addr, bytes) == MAP_FAILED) rc = -errno;
+    if (rc == 0) rc = map_exactly_grown(&file, addr, bytes);
     if (what->fd < 0) os_close_file(file.fd);
+    return rc;
+}
+
+#define PLACE_TRIES 100 /* how often another thread may map what was found free */
+
+/* Maps at a multiple of align. An address is found by reserving more than is needed and giving all of it back: for the file,
+ * which may refuse, is not mapped over anything. */
+static int map_aligned(const struct os_mapping *what, size_t bytes, size_t span, size_t align, int prot, char **out) {
+    int rc = -EEXIST;
+    for (int tries = 0; rc == -EEXIST && tries < PLACE_TRIES; tries++) {
+        char *raw = map_none(span);
+        bool counted = raw == MAP_FAILED && errno == EAGAIN;
+        if (counted) raw = map_none_grown(span);
+        if (raw == MAP_FAILED) return -errno;
+        *out = (char *)(((uintptr_t)raw + align - 1) & ~(uintptr_t)(align - 1));
+        if ((rc = os_unmap(raw, span)) != 0) return rc;
+        rc = map_exactly(what, *out, bytes, 0, prot);
+        if (rc == -EAGAIN && counted) rc = map_shared_grown(what, *out, bytes);
+    }
+    return rc == -EEXIST ? -ENOMEM : rc;
+}
+
+/* The same for private anonymous memory: what was reserved is kept, but for what is too much at its ends. */
+static int map_none_aligned(size_t bytes, size_t span, size_t align, char **out) {
+    char *raw = map_none(span), *end;
+    if (raw == MAP_FAILED && errno == EAGAIN) raw = map_none_grown(span);
+    if (raw == MAP_FAILED) return -errno;
+    *out = (char *)(((uintptr_t)raw + align - 1) & ~(uintptr_t)(align - 1));
+    end = raw + span;
+    int rc = *out > raw ? os_unmap(raw, (size_t)(*out - raw)) : 0;
+    if (rc == 0 && end > *out + bytes) rc = os_unmap(*out + bytes, (size_t)(end - (*out + bytes)));
+    if (rc) (void)os_unmap(*out, bytes); /* vm.max_map_count: the ends could not be cut off */
     return rc;
 }
 
 int os_reserve(const struct os_mapping *what, size_t bytes, size_t align, void **out, bool *lazy) {
     size_t span = bytes + (align > OS_PAGE ? align : 0);
     if (span < bytes) return -ENOMEM;
-    char *raw = map_none(span);
-    bool counted = raw == MAP_FAILED && errno == EAGAIN;
-    if (counted) raw = map_grown(&os_anonymous, NULL, span);
-    if (raw == MAP_FAILED) return -errno;
-    char *base = (char *)(((uintptr_t)raw + align - 1) & ~(uintptr_t)(align - 1));
-    if (base > raw) munmap(raw, (size_t)(base - raw));
-    if (raw + span > base + bytes) munmap(base + bytes, (size_t)(raw + span - (base + bytes)));
-    int prot = PROT_READ | (what->readonly ? 0 : PROT_WRITE), rc = 0;
-    /* Under mlockall(MCL_FUTURE) a range made writable is populated whole at once, unless it was unlocked before. And once
-     * more, for the limit that the first mapping counts against. */
+    int prot = PROT_READ | (what->readonly ? 0 : PROT_WRITE);
+    bool anonymous = what->fd < 0 && !what->shared && !what->hugetlb;
+    char *base = NULL;
+    int rc = anonymous ? map_none_aligned(bytes, span, align, &base)
+                       : map_aligned(what, bytes, span, align, what->device ? prot : PROT_NONE, &base);
+    if (rc) return rc;
+    /* Under mlockall(MCL_FUTURE) a range made writable is populated whole at once, unless it was unlocked before. */
     (void)munlock(base, bytes);
-    if (what->fd >= 0 || what->shared || what->hugetlb) {
-        rc = map_fixed(what, base, bytes, 0, what->device ? prot : PROT_NONE);
-        if (rc == -EAGAIN && counted) rc = map_shared_grown(what, base, bytes);
-        (void)munlock(base, bytes);
-    }
     bool may_be_lazy = !what->shared && !what->readonly && !what->device;
     *lazy = may_be_lazy && !what->hugetlb && os_overcommit_mode() == 2;
-    if (rc == 0 && !*lazy && !what->device && mprotect(base, bytes, prot) < 0) {
+    if (!*lazy && !what->device && mprotect(base, bytes, prot) < 0) {
         if (errno == ENOMEM && may_be_lazy)
             *lazy = true;
         else
             rc = -errno;
     }
     if (rc)
-        munmap(base, bytes);
+        (void)os_unmap(base, bytes);
     else
         *out = base;
     return rc;
 }
 
-int os_unmap(void *addr, size_t bytes) { return munmap(addr, bytes) < 0 ? -errno : 0; }
+/* What munmap(2) refused, to be tried again with the next: at vm.max_map_count nothing is cut out of a mapping, and the
+ * kernel merges neighbours. What does not fit here stays mapped. */
+static struct leftover {
+    void *addr; /* atomic: NULL, or LEFTOVER_BUSY while a thread has to do with it */
+    size_t bytes;
+} leftovers[32];
+static bool any_leftover; /* atomic */
+#define LEFTOVER_BUSY ((void *)1)
+
+static bool take_leftover(struct leftover *l, void *now) {
+    return __atomic_compare_exchange_n(&l->addr, &now, LEFTOVER_BUSY, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
+static void unmap_leftovers(void) {
+    bool some = false;
+    __atomic_store_n(&any_leftover, false, __ATOMIC_RELAXED);
+    for (struct leftover *l = leftovers, *end = l + sizeof leftovers / sizeof *l; l < end; l++) {
+        void *addr = __atomic_load_n(&l->addr, __ATOMIC_RELAXED);
+        if (!addr || addr == LEFTOVER_BUSY || !take_leftover(l, addr)) continue;
+        if (munmap(addr, l->bytes) == 0) addr = NULL;
+        some = some || addr;
+        __atomic_store_n(&l->addr, addr, __ATOMIC_RELEASE);
+    }
+    if (some) __atomic_store_n(&any_leftover, true, __ATOMIC_RELAXED);
+}
+
+int os_unmap(void *addr, size_t bytes) {
+    int rc = munmap(addr, bytes) < 0 ? -errno : 0;
+    if (__atomic_load_n(&any_leftover, __ATOMIC_RELAXED)) unmap_leftovers();
+    if (rc == 0) return 0;
+    (void)munlock(addr, bytes); /* locked memory cannot be dropped on every kernel */
+    (void)madvise(addr, bytes, MADV_DONTNEED);
+    for (struct leftover *l = leftovers, *end = l + sizeof leftovers / sizeof *l; l < end; l++) {
+        if (__atomic_load_n(&l->addr, __ATOMIC_RELAXED) || !take_leftover(l, NULL)) continue;
+        l->bytes = bytes;
+        __atomic_store_n(&l->addr, addr, __ATOMIC_RELEASE);
+        __atomic_store_n(&any_leftover, true, __ATOMIC_RELAXED);
+        break;
+    }
+    return rc;
+}
 
 int os_open(void *addr, size_t bytes) { return mprotect(addr, bytes, PROT_READ | PROT_WRITE) < 0 ? -errno : 0; }
 
+/* A file's mapping is made elsewhere, where it may be refused without harm, and then moved. */
+static int map_over(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset) {
+    void *fresh = mmap(NULL, bytes, PROT_NONE, flags_of(what), what->fd, (off_t)offset);
+    if (fresh == MAP_FAILED) return -errno;
+    if (mremap(fresh, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, addr) == addr) return 0;
+    int rc = -errno;
+    (void)os_unmap(fresh, bytes);
+    /* Before Linux 5.16 mappings of hugetlb pages do not move. */
+    return rc == -EINVAL ? map_fixed(what, addr, bytes, offset, PROT_NONE) : rc;
+}
+
 int os_close(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset) {
-    int rc = map_fixed(what, addr, bytes, what->fd < 0 ? 0 : offset, PROT_NONE);
+    offset = what->fd < 0 ? 0 : offset;
+    int rc = what->fd < 0 ? map_fixed(what, addr, bytes, 0, PROT_NONE) : map_over(what, addr, bytes, offset);
+    /* It may have been unmapped before the kernel ran out of memory: then it must not become another's. */
+    if (rc && map_exactly(what, addr, bytes, offset, PROT_NONE) == 0)
+        rc = 0;
+    else if (rc)
+        (void)map_exactly(&os_anonymous, addr, bytes, 0, PROT_NONE);
     (void)munlock(addr, bytes); /* see os_reserve */
     return rc;
 }
 
 int os_map_at(void *addr, size_t bytes) {
-    void *at = mmap(addr, bytes, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    int rc = map_exactly(&os_anonymous, addr, bytes, 0, PROT_READ | PROT_WRITE);
     /* RLIMIT_DATA, overcommit mode 2: to be read at least. */
-    if (at == MAP_FAILED && errno == ENOMEM)
-        at = mmap(addr, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-    if (at == MAP_FAILED) return -errno;
-    if (at == addr) return 0;
-    munmap(at, bytes); /* kernels before 4.17 take the address as a hint */
-    return -EEXIST;
+    return rc == -ENOMEM ? map_exactly(&os_anonymous, addr, bytes, 0, PROT_READ) : rc;
 }
 
-int os_populate(void *addr, size_t bytes, bool write) {
-    int advice = write ? ADVICE_POPULATE_WRITE : ADVICE_POPULATE_READ;
-    while (madvise(addr, bytes, advice) < 0) {
+#define ADVISE_TRIES 1000
+
+/* EAGAIN is lack of memory in the kernel that may pass, and also vm.max_map_count, which does not: madvise(2) says it where a
+ * mapping would have to be split. */
+static int advise(void *addr, size_t bytes, int advice) {
+    for (int tries = 0; madvise(addr, bytes, advice) < 0;) {
+        if (errno == EAGAIN && ++tries == ADVISE_TRIES) return -ENOMEM;
         if (errno != EAGAIN && errno != EINTR) return -errno;
     }
     return 0;
+}
+
+int os_populate(void *addr, size_t bytes, bool write) {
+    return advise(addr, bytes, write ? ADVICE_POPULATE_WRITE : ADVICE_POPULATE_READ);
 }
 
 __attribute__((no_sanitize("thread"))) /* it changes nothing, whoever writes there meanwhile */
@@ -290,24 +394,21 @@ void os_touch(void *addr, size_t bytes, size_t page, bool write) {
     }
 }
 
+#define TOUCH_TRIES 10000
+
 int os_touch_carefully(void *addr, size_t bytes, size_t page, bool write) {
     static const struct timespec at_once;
     static uint32_t nobody;
     for (char *at = addr, *end = at + bytes; at < end; at += page) {
         long rc;
+        int tries = 0;
         do {
             rc = write ? syscall(SYS_futex, &nobody, FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, 0, at,
                                  FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, 0))
                        : syscall(SYS_futex, at, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 1, &at_once, NULL, 0);
-        } while (rc < 0 && errno == EINTR);
-        if (rc < 0 && errno != EAGAIN && errno != ETIMEDOUT) return -errno;
-    }
-    return 0;
-}
-
-static int advise(void *addr, size_t bytes, int advice) {
-    while (madvise(addr, bytes, advice) < 0) {
-        if (errno != EAGAIN && errno != EINTR) return -errno;
+            /* FUTEX_WAKE_OP says EAGAIN when it has not done it, FUTEX_WAIT when it has seen another value than 1. */
+        } while (rc < 0 && (errno == EINTR || (write && errno == EAGAIN)) && ++tries < TOUCH_TRIES);
+        if (rc < 0 && (write || (errno != EAGAIN && errno != ETIMEDOUT))) return -errno;
     }
     return 0;
 }

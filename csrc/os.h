@@ -55,11 +55,13 @@ extern const struct os_mapping os_anonymous;
  * -ENOMEM: address space (RLIMIT_AS) or overcommit. -EAGAIN: RLIMIT_MEMLOCK, for pages of the hugetlb pool under
  * mlockall(MCL_FUTURE) and for a file whose pages are always locked. -EACCES, -EPERM, -ENODEV, …: the file does not allow it, as mmap(2). */
 int os_reserve(const struct os_mapping *what, size_t bytes, size_t align, void **out, bool *lazy);
+/* -ENOMEM: vm.max_map_count does not let it be cut out of a mapping that the kernel has merged with others. What it held of
+ * private memory is given back, and the address space is too with a later call. The caller has done with it in any case. */
 int os_unmap(void *addr, size_t bytes);
 /* Lazy ranges: may be populated from now on; charged in overcommit mode 2 (-ENOMEM when that is refused). */
 int os_open(void *addr, size_t bytes);
 /* Lazy ranges: releases, uncharges and closes. The kernel keeps the charge at a mere mprotect, so it is mapped anew, at
- * its offset in the file; the caller repeats its advice. */
+ * its offset in the file; the caller repeats its advice. When it fails the range is still the caller's. */
 int os_close(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset);
 
 /* MADV_POPULATE_WRITE or _READ. -EFAULT, -ENOMEM, -EHWPOISON, -EINVAL as madvise(2); part may be populated then. */

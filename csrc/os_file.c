@@ -106,23 +106,41 @@ int os_memfd(const char *name, uint64_t huge, int *fd) {
 
 int os_seal_size(int fd) { return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0 ? -errno : 0; }
 
-int os_open_unnamed(const char *dir, int *fd) {
+int os_open_unnamed(const char *dir, int *fd, char *temporary, size_t n) {
+    char own[4096], *path = temporary ? temporary : own;
+    if (temporary) temporary[0] = 0;
     *fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (*fd >= 0) return 0;
     /* A file system without O_TMPFILE, or a kernel to which it is O_DIRECTORY and more. */
     if (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL) return -errno;
-    char path[4096];
-    if (snprintf(path, sizeof path,
+    if (snprintf(path, temporary ? n : sizeof own,
                  "%s/.arena-"
                  "XX"
                  "XX"
                  "XX",
-                 dir) >= (int)sizeof path)
+                 dir) >= (int)(temporary ? n : sizeof own))
         return -ENAMETOOLONG;
     *fd = mkostemp(path, O_CLOEXEC);
     if (*fd < 0) return -errno;
-    unlink(path);
+    if (!temporary) unlink(path);
     return 0;
+}
+
+int os_directory_of(const char *path, char *out, size_t n) {
+    const char *slash = strrchr(path, '/');
+    size_t length = slash == path ? 1 : slash ? (size_t)(slash - path) : 1;
+    if (length >= n) return -ENAMETOOLONG;
+    memcpy(out, slash ? path : ".", length);
+    out[length] = 0;
+    return 0;
+}
+
+int os_link(int fd, const char *temporary, const char *path) {
+    char open_file[64];
+    snprintf(open_file, sizeof open_file, "/proc/self/fd/%d", fd);
+    int rc = linkat(AT_FDCWD, temporary[0] ? temporary : open_file, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+    if (rc == 0 && temporary[0]) unlink(temporary);
+    return rc;
 }
 
 int os_open_file(const char *path, bool write, bool create, int *fd, bool *directory) {

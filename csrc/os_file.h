@@ -30,8 +30,14 @@ bool os_file_huge_allowed(uint64_t device);
 int os_memfd(const char *name, uint64_t huge, int *fd);
 /* It can neither shrink nor grow from now on. -EPERM, -EINVAL: this file cannot be sealed. */
 int os_seal_size(int fd);
-/* A file without a name in this directory, 0600, for reading and writing. */
-int os_open_unnamed(const char *dir, int *fd);
+/* A file without a name in this directory, 0600, for reading and writing. `temporary` (n bytes, or NULL): the name that it has
+ * nevertheless, where the file system has no files without one, until os_link or os_unlink; else empty. */
+int os_open_unnamed(const char *dir, int *fd, char *temporary, size_t n);
+/* The directory of a path. */
+int os_directory_of(const char *path, char *out, size_t n);
+/* Gives such a file this name, in one step for whoever looks for it. -EEXIST: there is another of that name. Other errors: not on
+ * this file system, or not without /proc. */
+int os_link(int fd, const char *temporary, const char *path);
 /* Never waits for the other end of a FIFO. With `create` the file must not exist: -EEXIST. -EISDIR: a directory, and
  * `write`; *directory tells it in any case. */
 int os_open_file(const char *path, bool write, bool create, int *fd, bool *directory);

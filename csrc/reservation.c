@@ -274,6 +274,14 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
     op_remove(r, op);
 }
 
+/* Zero pages where the memory was: an array that still points there reads zeros instead of crashing the child. If that cannot
+ * be had for all of the range, as something else was mapped there meanwhile, it is tried for what was ever committed; and
+ * nothing of it is unmapped later. */
+static void replace_dropped(struct reservation *r) {
+    r->foreign = os_map_at(r->base, bytes_of(r, r->pages)) != 0;
+    r->lost = r->foreign && r->top && os_map_at(r->base, bytes_of(r, r->top)) != 0;
+}
+
 void reservation_after_fork_child(struct reservation *r) {
     lock_reset(&r->lock);
     r->waiters = 0;
@@ -287,13 +295,11 @@ void reservation_after_fork_child(struct reservation *r) {
     r->shared_epoch++;
     backing_after_fork_child(&r->backing);
     if (r->fork == OS_FORK_DROP && !r->dropped) {
-        /* Zero pages where the memory was: an array that still points there reads zeros instead of crashing the child. If
-         * something else was mapped there meanwhile it is not ours to unmap. */
         r->dropped = true;
         r->refuse = -ENOTCONN;
         backing_close(&r->backing,
                       NULL); /* a descriptor would keep the parent's memory after the parent has let it go */
-        r->foreign = os_map_at(r->base, bytes_of(r, r->pages)) != 0;
+        replace_dropped(r);
     }
     for (struct reservation_op *op = r->ops, *next; op; op = next) {
         next = op->next;

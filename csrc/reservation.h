@@ -57,7 +57,9 @@ struct reservation {
     struct backing backing;
     bool mlocks; /* what is committed is locked */
     bool locked; /* atomic: something of it was, by that or by lockall.h */
-    bool lazy, dump, dropped, foreign; /* foreign: dropped, and the address belongs to someone else now */
+    bool lazy, dump, dropped;
+    bool foreign; /* dropped, and the addresses may belong to someone else now: they are not unmapped */
+    bool lost;    /* of these there is nothing mapped for us where pages were committed: no use of them is possible */
     enum os_fork fork;
     const char *name;
     const struct os_features *features;
@@ -94,6 +96,8 @@ void reservation_look_away(struct reservation *r, struct reservation_view *v);
 
 /* A release in two halves, for a caller who must not let anybody commit in between: begin (an operation is noted, no system
  * call is made; -EAGAIN: another is in the way; -EBUSY: somebody looks) and finish. */
+/* Is a range that is being released closed to loads, for ever or for a moment? */
+bool reservation_release_closes(const struct reservation *r);
 /* `whole`: also what was never committed of it is kept from others. */
 int reservation_release_begin(struct reservation *r, struct reservation_op *op, uint64_t offset, uint64_t bytes,
                               bool whole);

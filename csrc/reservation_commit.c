@@ -516,6 +516,10 @@ int reservation_release_begin(struct reservation *r, struct reservation_op *op, 
     return rc;
 }
 
+bool reservation_release_closes(const struct reservation *r) {
+    return r->lazy || backing_is_mapped_anew(&r->backing, r->features);
+}
+
 /* Whatever the file has in the range goes, committed here or not. */
 static int discard(struct reservation *r, const struct reservation_op *op, arena_tick tick, void *arg,
                    struct arena_error *error) {

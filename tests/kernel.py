@@ -28,6 +28,7 @@ _NUMBERS = {
         "mmap": 9,
         "mprotect": 10,
         "munmap": 11,
+        "mremap": 25,
         "ioctl": 16,
         "madvise": 28,
         "mlock": 149,
@@ -40,6 +41,7 @@ _NUMBERS = {
         "perf_event_open": 298,
         "process_vm_readv": 310,
         "process_vm_writev": 311,
+        "futex": 202,
         "memfd_create": 319,
         "userfaultfd": 323,
         "mlock2": 325,
@@ -52,6 +54,7 @@ _NUMBERS = {
         "ftruncate": 46,
         "lseek": 62,
         "munmap": 215,
+        "mremap": 216,
         "mmap": 222,
         "mprotect": 226,
         "madvise": 233,
@@ -62,6 +65,7 @@ _NUMBERS = {
         "perf_event_open": 241,
         "process_vm_readv": 270,
         "process_vm_writev": 271,
+        "futex": 98,
         "memfd_create": 279,
         "userfaultfd": 282,
         "mlock2": 284,
@@ -137,6 +141,24 @@ def without_fallocate() -> None:
 def without_tmpfile() -> None:
     """A file system that has no O_TMPFILE."""
     answer(errno.EOPNOTSUPP, "openat", arg=2, bit=O_TMPFILE_BIT)
+
+
+def without_links() -> None:
+    """A file system in which a file has one name."""
+    answer(errno.EPERM, "linkat")
+
+
+MAP_FIXED_NOREPLACE = 0x100000
+
+
+def without_exact_places() -> None:
+    """Nothing more can be mapped where it is wanted."""
+    answer(errno.ENOMEM, "mmap", arg=3, bit=MAP_FIXED_NOREPLACE)
+
+
+def without_wake_op() -> None:
+    """futex(2) does no FUTEX_WAKE_OP and says that it is to be tried again."""
+    answer(errno.EAGAIN, "futex", arg=1, values=(5 | 128,))
 
 
 F_OFD_SETLK = 37

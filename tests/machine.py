@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import mmap
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from typing import NoReturn
 MIB = 1 << 20
 HUGE = 2 * MIB
 
+MAP_HUGETLB = 0x40000
 CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x44000
 
@@ -163,6 +165,16 @@ def huge_pages(n: int) -> Iterator[None]:
             yield
         finally:
             _change_pool(-added)
+
+
+@contextlib.contextmanager
+def pool_of_others(n: int) -> Iterator[None]:
+    """So many pages of the pool are somebody else's."""
+    if n <= 0:
+        yield
+        return
+    with mmap.mmap(-1, n * HUGE, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_HUGETLB):
+        yield
 
 
 def pool(n: int) -> Machine:

@@ -121,7 +121,7 @@ def too_much(
             if gives_back:
                 works(r, half, offset=r.size - half, disk=disk)
             still_there(r, half)
-            assert r.release() > half
+            assert r.release() > half or not gives_back
             there = facts(r)
             assert there.committed == 0 and there.resident == 0, there
             assert not gives_back or there.blocks <= metadata, there
@@ -228,7 +228,7 @@ for _shared in (True, False):
             assert faults_writing(view) == 0
             view[:] = expected[128 << 10 : 192 << 10]
             view.release()
-            assert r.release() == 64 << 10
+            assert r.release() == (0 if shared else 64 << 10)  # what the machine gets
             assert r.committed == 0 and resident(r.address, r.size) == 0
             assert path.read_bytes() == expected
             assert path.stat().st_blocks >= blocks
@@ -481,8 +481,7 @@ for _name, _make in OURS.items():
             del view
             still_there(r, MIB)
             kernel.punch_hole(peer, 0, 4 * MIB)
-            into = bytearray(b"?" * PAGE)
-            assert r.read_into(into, offset=0) == PAGE and into == bytes(PAGE)
+            error_of(partial(r.read_into, bytearray(PAGE), offset=0), errnos={EFAULT}, says="nothing is there")
 
 
 @case("a hole punched by someone else, and no room any more", machine.tmpfs(16 * MIB))
@@ -686,7 +685,7 @@ def _(at: Path) -> None:
             assert r.committed == 0 and resident(r.address, r.size) == 0
             assert r.commit(populate="read") == MIB
             assert bytes(r.view(readonly=True)[:4]) == b"xxxx"
-            assert r.release() == MIB
+            assert r.release() == 0 and r.committed == 0  # its pages are the file's, as before
     assert path.read_bytes() == b"x" * MIB
 
 

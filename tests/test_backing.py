@@ -361,6 +361,62 @@ def test_a_file_of_somebody_else_is_punched_only_on_demand(tmp_path: Path) -> No
     assert path.read_bytes() == data[: 2 * MIB] + bytes(4 * MIB) + data[6 * MIB :]
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_a_peer_has_punched_out_is_no_zeros_to_read_into(ours: bool) -> None:
+    """A load there may be a SIGBUS. What was never committed here is read as zeros, as of any file."""
+    fd = os.memfd_create("theirs")
+    os.ftruncate(fd, 4 * MIB)
+    with Reservation("4MiB", shared=True, pages="4K") if ours else Reservation("4MiB", fd=fd, shared=True) as r:
+        r.commit("2MiB")
+        r.view("2MiB")[:] = b"x" * (2 * MIB)
+        into = bytearray(3 * MIB)
+        assert r.read_into(into) == len(into) and into == b"x" * (2 * MIB) + bytes(MIB)
+        with Reservation("4MiB", fd=r.fileno(), shared=True) as peer:
+            position = os.lseek(fd, 12345, os.SEEK_SET)
+            peer.release(PAGE, offset=MIB, discard=True)
+            with pytest.raises(OSError, match="nothing is there"):
+                r.read_into(into)
+            with pytest.raises(OSError, match="nothing is there"):
+                r.read_into(bytearray(1), offset=MIB + PAGE - 1)
+            assert r.read_into(bytearray(MIB)) == r.read_into(bytearray(MIB), offset=MIB + PAGE) == MIB
+            r.verify()
+            assert r.read_into(into) == len(into) and into[MIB : MIB + PAGE] == bytes(PAGE)
+            r.release(PAGE)
+            assert r.read_into(bytearray(PAGE)) == PAGE
+            assert os.lseek(fd, 0, os.SEEK_CUR) == position
+    os.close(fd)
+
+
+def test_a_trim_says_what_the_machine_got() -> None:
+    with open("/dev/zero", "rb") as zero:
+        fd = os.memfd_create("theirs")
+        os.ftruncate(fd, 16 * MIB)
+        for shared, got in ((True, 0), (False, 8 * MIB)):
+            with Arena("16MiB", fd=fd, shared=shared, chunk="64KiB", pages="4K") as a:
+                a.alloc(8 * MIB).free()
+                assert a.stats().committed == 8 * MIB
+                before = rss()
+                assert a.trim() == got
+                assert a.stats().committed == 0
+                assert before - rss() > 7 * MIB  # of this process; shared, the pages are the file's as before
+        os.close(fd)
+        with Arena("16MiB", fd=zero, chunk="64KiB") as a:  # /dev/zero: as private anonymous memory
+            a.alloc(8 * MIB).free()
+            assert a.trim() == 8 * MIB
+
+
+@pytest.mark.parametrize("retain", ["1MiB", 0])
+def test_a_foreign_file_is_retained_as_far_as_was_asked(retain: Any) -> None:
+    fd = os.memfd_create("theirs")
+    os.ftruncate(fd, 16 * MIB)
+    with Arena("16MiB", fd=fd, shared=True, chunk="64KiB", pages="4K", retain=retain) as a:
+        blocks = [a.alloc("64KiB") for _ in range(64)]
+        for block in blocks[::2] + blocks[1::2]:
+            block.free()
+        assert a.stats().free_committed == a.stats().committed == (MIB if retain else 0)
+    os.close(fd)
+
+
 def test_a_descriptor_is_duplicated(tmp_path: Path) -> None:
     path = tmp_path / "old"
     path.write_bytes(b"hello" * 1000)

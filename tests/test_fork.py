@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from conftest import MIB, faults_writing, in_child
@@ -164,3 +165,54 @@ def test_fork_in_a_progress_callback() -> None:
     if pids:
         assert os.waitpid(pids[0], 0)[1] == 0
     assert r.committed == r.size
+
+
+def test_dropped_memory_in_whose_place_nothing_can_be_had_is_refused(child: Callable[..., str]) -> None:
+    """The addresses may be another's by now: each call of ours says so, and none reads them."""
+    child(
+        """
+        import os, pickle
+        import numpy as np
+        import kernel
+        from arena import Arena, Reservation
+        from arena.realtime import Pool
+        a = Arena("64MiB", fork="drop")
+        b = a.alloc(100000)
+        b[:3] = b"abc"
+        r = Reservation("64MiB", fork="drop")
+        r.commit("1MiB")
+        pool = Pool(a, 4096, 4)
+        kernel.without_exact_places()
+        calls = {
+            "alloc": lambda: a.alloc(10), "zeros": lambda: a.zeros(10), "warm": lambda: a.warm("1MiB"),
+            "b[0]": lambda: b[0], "b[0] =": lambda: b.__setitem__(0, 1), "bytes": lambda: bytes(b),
+            "memoryview": lambda: memoryview(b), "frombuffer": lambda: np.frombuffer(b, "u1"),
+            "from_dlpack": lambda: np.from_dlpack(b), "pickle": lambda: pickle.dumps(b, protocol=5),
+            "commit": r.commit, "release": r.release, "verify": r.verify,
+            "read_into": lambda: r.read_into(bytearray(100)), "write_from": lambda: r.write_from(b"abc"),
+            "take": pool.take,
+        }
+        harmless = [a.stats, a.trim, a.residency, lambda: list(a.blocks()), lambda: repr((a, b, r)), r.residency]
+        pid = os.fork()
+        if pid == 0:
+            status = 0
+            for name, call in calls.items():
+                try:
+                    call()
+                except RuntimeError as error:
+                    assert "fork='drop'" in str(error), (name, error)
+                else:
+                    print("no error:", name)
+                    status = 1
+            for call in harmless:
+                call()
+            b.free()
+            pool.close()
+            a.close()
+            r.close()
+            os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert bytes(b[:3]) == b"abc"
+        """,
+        PYTHONPATH=os.path.dirname(__file__),
+    )

@@ -156,6 +156,46 @@ def test_data_limit_is_met_when_committing(child: Callable[..., str]) -> None:
     )
 
 
+@pytest.mark.parametrize("where", ["memfd", "directory"])
+def test_what_is_released_of_a_file_under_a_data_limit_stays_when_it_cannot_be_mapped_anew(
+    where: str, tmp_path: Path
+) -> None:
+    done = run_child(
+        """
+        import errno, os, resource
+        import kernel
+        from arena import CommitError, Reservation
+        used = int(open("/proc/self/statm").read().split()[5]) * 4096
+        limit = used + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        where = os.environ["WHERE"]
+        r = Reservation("1GiB", pages="4K", **({"backing": "memfd"} if where == "memfd" else {"path": where}))
+        for _ in range(2):
+            assert r.commit("10MiB", offset="1MiB") == 10 << 20
+            view = r.view("10MiB", offset="1MiB")
+            assert view == bytes(10 << 20)
+            view[:] = b"1" * (10 << 20)
+            view.release()
+            assert r.release("10MiB", offset="1MiB") == 10 << 20
+            assert r.residency().present == 0
+        r.commit("10MiB")
+        r.view("10MiB")[:] = b"2" * (10 << 20)
+        kernel.answer(errno.ENOMEM, "mremap")
+        try:
+            r.release()
+        except CommitError as error:
+            assert error.op == "release" and error.errno == errno.ENOMEM, error
+        else:
+            raise SystemExit("no error")
+        assert r.committed == 10 << 20
+        assert r.view("10MiB") == b"2" * (10 << 20)
+        """,
+        WHERE=where if where == "memfd" else str(tmp_path),
+        PYTHONPATH=os.path.dirname(__file__),
+    )
+    assert done.returncode in (0, 77), done.stderr
+
+
 def test_overcommit_mode_2(overcommit: Callable[[int], object], child: Callable[..., str]) -> None:
     overcommit(2)
     child(

@@ -8,6 +8,7 @@ import fcntl
 import os
 import resource
 import signal
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -413,7 +414,7 @@ def test_huge_pages_of_a_file_that_peers_have_part_of(tmp_path: Path, reached: b
         peer.view(6, offset=at)[:] = b"theirs"
         with pytest.raises(CommitError):
             ours.commit()
-        assert peer.view(6, offset=at) == b"theirs"
+        assert bytes(peer.view(6, offset=at)) == b"theirs"
         peer.release(HUGE, offset=at, discard=True)
         ours.release(discard=True)
 
@@ -600,3 +601,99 @@ def test_a_lock_that_could_not_be_given_up_keeps_nobody_waiting(tmp_path: Path) 
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+# --- a path that is missing, and several who want it ---
+
+
+@pytest.mark.parametrize("without", ["", "kernel.without_tmpfile()"], ids=["O_TMPFILE", "without"])
+def test_processes_that_start_at_once_on_one_path_all_have_all_of_it(tmp_path: Path, without: str) -> None:
+    done = run_child(
+        f"""
+        import os
+        import kernel
+        from arena import Reservation
+        {without}
+        for turn in range(60):
+            path = f"{{os.environ['THERE']}}/{{turn}}"
+            go, gone = os.pipe()
+            children = []
+            for _ in range(4):
+                pid = os.fork()
+                if pid == 0:
+                    os.close(gone)
+                    os.read(go, 1)
+                    status = 1
+                    try:
+                        with Reservation("1MiB", path=path, shared=True) as r:
+                            status = r.commit() != 1 << 20
+                    finally:
+                        os._exit(status)
+                children.append(pid)
+            os.close(gone)
+            ends = [os.waitpid(pid, 0)[1] for pid in children]
+            assert ends == [0] * 4, (turn, ends)
+            os.close(go)
+        assert sorted(map(int, os.listdir(os.environ["THERE"]))) == list(range(60))
+        """,
+        THERE=str(tmp_path),
+        PYTHONPATH=os.path.dirname(__file__),
+    )
+    assert done.returncode in (0, 77), done.stderr
+
+
+@pytest.mark.parametrize("without", ["kernel.without_links()", "kernel.without_tmpfile(); kernel.without_links()"])
+def test_a_file_system_without_links_has_the_file_too(tmp_path: Path, without: str) -> None:
+    done = run_child(
+        f"""
+        import os
+        import kernel
+        from arena import Reservation, ReserveError
+        {without}
+        folder = os.environ["THERE"]
+        with Reservation("1MiB", path=folder + "/a", shared=True) as r:
+            assert r.commit() == 1 << 20
+        os.chdir(folder)
+        with Reservation("1MiB", path="b", shared=True) as r, Reservation("1MiB", path="b", shared=True):
+            assert r.commit() == 1 << 20
+        try:
+            Reservation("1MiB", path=folder + "/c/d", shared=True)
+        except ReserveError as error:
+            assert error.errno == 2, error
+        else:
+            raise SystemExit("no error")
+        assert sorted(os.listdir(folder)) == ["a", "b"]
+        assert os.stat("a").st_mode & 0o777 == 0o600
+        """,
+        THERE=str(tmp_path),
+        PYTHONPATH=os.path.dirname(__file__),
+    )
+    assert done.returncode in (0, 77), done.stderr
+
+
+def test_whoever_waits_for_a_stopped_peer_can_be_interrupted(tmp_path: Path) -> None:
+    path = tmp_path / "ours"
+    with Reservation("1MiB", path=path, shared=True) as r:
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            fcntl.fcntl(os.open(path, os.O_RDWR), fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0))
+            os.write(write, b"x")
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(0)
+        os.read(read, 1)
+
+        def enough(number: int, frame: object) -> None:
+            raise TimeoutError
+
+        before = signal.signal(signal.SIGALRM, enough)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(TimeoutError):
+                r.commit()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert r.commit() == MIB

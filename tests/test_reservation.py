@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import GIB, MIB, faults_writing
+from conftest import GIB, MIB, faults_writing, run_child
 
 from arena import CommitError, Reservation
 
@@ -205,3 +207,149 @@ def test_dump_and_name() -> None:
                     flags = line
                     break
         assert " dd" in flags  # don't dump
+
+
+def test_a_refused_reservation_unmaps_nobody(child: Callable[..., str]) -> None:
+    """The file's own mmap refuses, while other threads map and unmap as much memory as it was to take."""
+    child(
+        """
+        import mmap, sys, threading
+        from arena import Reservation, ReserveError
+        N, over = 256 << 20, []
+        def victim():
+            while not over:
+                with mmap.mmap(-1, N) as m:
+                    for at in range(0, N, N // 16):
+                        m[at] = 1
+                    for at in range(0, N, N // 16):
+                        assert m[at] == 1
+        threads = [threading.Thread(target=victim) for _ in range(2)]
+        for t in threads:
+            t.start()
+        sys.setswitchinterval(1e-5)
+        for _ in range(20000):
+            try:
+                Reservation(N, path="/proc/self/limits", shared=True, readonly=True)
+            except ReserveError:
+                pass
+            else:
+                raise SystemExit("no error")
+        over.append(1)
+        for t in threads:
+            t.join()
+        """
+    )
+
+
+MAP_COUNT = r"""
+import ctypes, gc, os, sys, threading
+from arena import Arena, Reservation, ReserveError
+from arena.realtime import Ring, lock_memory, unlock_memory
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+LIMIT = int(open("/proc/sys/vm/max_map_count").read())
+if LIMIT > 1 << 18:
+    print("vm.max_map_count is too large here to be reached")
+    sys.exit(77)
+def count():
+    return open("/proc/self/maps", "rb").read().count(b"\n")
+def size():
+    return int(open("/proc/self/statm").read().split()[0]) * 4096
+def make(refused):
+    for options in ({}, {"pages": "4K"}, {"shared": True}, {"shared": True, "backing": "anonymous"},
+                    {"path": "/dev/shm", "shared": True}, {"path": "/tmp"}):
+        try:
+            with Reservation("64MiB", **options) as r:
+                r.commit(4096)
+        except OSError as error:
+            refused.append(error.errno)
+    for work in (ring, arena):
+        try:
+            work()
+        except OSError as error:
+            refused.append(error.errno)
+def ring():
+    Ring("64KiB").close()
+def arena():
+    with Arena("16MiB", pages="4K", chunk="64KiB", fork="drop") as a:
+        a.alloc(100000)
+def other(over, broken, runs):
+    # What another thread maps stays as it is.
+    while not over:
+        p = libc.mmap(None, 64 << 20, 3, 0x4022, -1, 0)
+        if p in (None, ctypes.c_void_p(-1).value):
+            continue
+        ctypes.memset(p, 7, 4096)
+        ctypes.memset(p + (32 << 20), 7, 4096)
+        if ctypes.string_at(p, 1) != b"\x07" or ctypes.string_at(p + (32 << 20), 1) != b"\x07":
+            broken.append(p)
+        libc.munmap(p, 64 << 20)
+        runs.set()
+make([])
+refusals = 0
+for left in (0, 1, 2, 3, 4, 5, 7, 9, 12):
+    pid = os.fork()
+    if pid == 0:
+        gc.collect()
+        refused, over, broken, runs = [], [], [], threading.Event()
+        t = threading.Thread(target=other, args=(over, broken, runs))
+        t.start()
+        runs.wait()
+        before = size()
+        nbytes = (LIMIT + 100) * 2 * 4096
+        at = libc.mmap(None, nbytes, 0, 0x4022, -1, 0)
+        for i in range((LIMIT - count() - left) // 2):
+            libc.mprotect(at + (2 * i + 1) * 4096, 4096, 1)
+        for _ in range(2):
+            make(refused)
+        try:
+            lock_memory(on_fault=True)
+            unlock_memory()
+        except OSError as error:
+            refused.append(error.errno)
+        over.append(1)
+        t.join()
+        libc.munmap(at, nbytes)
+        later = []
+        make(later)
+        assert not later and not broken, (later, broken)
+        assert set(refused) <= {12}, refused
+        grown = size() - before
+        assert grown < 2 << 20, (left, grown)  # Python's own; and nothing of the reservations stays
+        os._exit(bool(refused) * 3)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 3), (left, status)
+    refusals += status == 3
+assert refusals, "the limit was never reached"
+"""
+
+
+def test_reservations_at_the_limit_of_mappings_beside_threads_that_map() -> None:
+    done = run_child(MAP_COUNT, timeout=300)
+    if done.returncode == 77:
+        pytest.skip(done.stdout)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_futex_that_has_not_touched_a_page_is_not_believed(child: Callable[..., str]) -> None:
+    child(
+        """
+        import errno
+        import kernel
+        kernel.without_populate()
+        kernel.without_wake_op()
+        from arena import CommitError, Reservation
+        r = Reservation("1MiB", shared=True)
+        try:
+            r.commit()
+        except CommitError as error:
+            assert error.errno == errno.EAGAIN, error
+        else:
+            raise SystemExit("no error")
+        assert r.committed == 0
+        """,
+        PYTHONPATH=os.path.dirname(__file__),
+    )

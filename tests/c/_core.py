@@ -38,6 +38,9 @@ int mend(void *page) {
     return mmap(page, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED;
 }
 int drop(void *page, uint64_t bytes) { return madvise(page, bytes, MADV_DONTNEED); }
+int lock_foreign(void *page, uint64_t bytes) { return mlock(page, bytes); }
+/* MADV_COLD is refused where memory is locked, and does nothing else to a page. */
+int is_locked(void *page) { return madvise(page, 4096, 20) != 0; }
 int is_mapped(void *page) {
     unsigned char there;
     return mincore(page, 4096, &there) == 0;
@@ -67,6 +70,14 @@ int bustle(reservation *r, uint64_t offset, const int *over) {
     return rc;
 }
 
+void wait_for_peers(reservation *r, uint64_t ns) { r->peer_wait_ns = ns; }
+
+/* A lock whose holder does not exist. */
+void take_from_nobody(void) {
+    struct lock l = {0x3ffffffe};
+    lock_take(&l);
+}
+
 int index_check(arena *a) { return freelist_check(&a->index); }
 uint64_t index_committed(arena *a) { return a->index.committed_granules * 64; }
 """
@@ -76,10 +87,14 @@ int repair(void *page);
 int cut(void *page);
 int mend(void *page);
 int drop(void *page, uint64_t bytes);
+int lock_foreign(void *page, uint64_t bytes);
+int is_locked(void *page);
 int is_mapped(void *page);
 long faults_of_writing(char *at, uint64_t bytes);
 void pages_of(reservation *r, unsigned char *out, uint64_t n);
 int bustle(reservation *r, uint64_t offset, const int *over);
+void wait_for_peers(reservation *r, uint64_t ns);
+void take_from_nobody(void);
 int index_check(arena *a);
 uint64_t index_committed(arena *a);
 const struct os_features *os_features(void);
@@ -167,8 +182,11 @@ class Range:
 
     def __init__(self, size: int, *, pages: str = "4K", **config: Any) -> None:
         self.lib, self.error = library(), ffi.new("struct arena_error *")
-        names = {"4K": self.lib.ARENA_PAGES_4K, "auto": self.lib.ARENA_PAGES_AUTO}
+        names = {"4K": self.lib.ARENA_PAGES_4K, "auto": self.lib.ARENA_PAGES_AUTO, "2M": self.lib.ARENA_PAGES_HUGETLB}
+        if pages == "2M":
+            config["page_bytes"] = HUGE
         options = ffi.new("struct reservation_config *", {"size": size, "pages": names[pages], **config})
+        self.features = config.get("features")  # the core keeps the pointer
         out = ffi.new("reservation **")
         must(self.lib.reservation_create(options, out, self.error))
         self.c = out[0]
@@ -234,12 +252,15 @@ class Block(NamedTuple):
 class Arena:
     """An arena, with a clock that stands still."""
 
-    def __init__(self, size: int = 16 * MIB, *, chunk: int = CHUNK, retain: int = EVER, **config: Any) -> None:
+    def __init__(
+        self, size: int = 16 * MIB, *, chunk: int = CHUNK, retain: int = EVER, features: Any = NULL, **config: Any
+    ) -> None:
         self.lib, self.error = library(), ffi.new("struct arena_error *")
         self.now = 1
         self.clock = ffi.callback("uint64_t(void *)", lambda arg: self.now)
         options = ffi.new("struct arena_config *", {"chunk": chunk, "retain": retain, "now_ns": self.clock, **config})
         options.reservation.size = size
+        self.features = options.reservation.features = features  # the core keeps the pointer
         out = ffi.new("arena **")
         must(self.lib.arena_create(options, out, self.error))
         self.c = out[0]

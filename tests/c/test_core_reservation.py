@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
+import fcntl
+import os
 import random
+import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -461,3 +467,42 @@ def test_pages_are_as_a_model_says_for_long(seed: int) -> None:
             pages.spoil_or_repair(a // PAGE)
         pages.agree()
     pages.teardown()
+
+
+# --- who does not answer ----------------------------------------------------------------------------------------------
+
+
+def test_a_thread_waits_for_a_stopped_peer_for_a_while_and_then_knows_who_it_is(reserve: Any, tmp_path: Path) -> None:
+    path = tmp_path / "ours"
+    name = ffi.new("char[]", str(path).encode())
+    r = reserve(MIB, path=name, backing=library().ARENA_BACKING_PATH, shared=True)
+    r.lib.wait_for_peers(r.c, 20_000_000)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        fcntl.fcntl(os.open(path, os.O_RDWR), fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0))
+        os.write(write, b"x")
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.read(read, 1)
+    try:
+        Thread(lambda: refused(errno.EBUSY, r.commit, 0, MIB)).wait()
+        assert ffi.string(r.error.op) == b"lock of the file"
+        assert ffi.string(r.error.where) == b"process %d" % pid
+        assert r.committed == r.residency().present == 0
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
+    assert r.commit(0, MIB) == MIB
+
+
+def test_a_lock_of_a_thread_that_is_no_more_is_no_spin() -> None:
+    pid = os.fork()
+    if pid == 0:
+        faulthandler.disable()  # it is to die, and in silence
+        library().take_from_nobody()
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGABRT
