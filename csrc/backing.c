@@ -184,10 +184,11 @@ int backing_lock(struct backing *b, uint64_t offset, uint64_t bytes, bool *locke
 }
 
 /* To unlock a range may split a lock in two, for which the kernel needs memory; to unlock all of the file needs none. So
- * whoever finds that nobody here has a lock any more does that. */
+ * whoever finds that nobody here has a lock any more does that, or lets the description go with its locks. */
 static void unlock_all(struct backing *b, int other) {
     __atomic_store_n(&b->unlocking, true, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&b->holders, __ATOMIC_SEQ_CST) == 0 && os_unlock(other, 0, 0) == 0)
+    if (__atomic_load_n(&b->holders, __ATOMIC_SEQ_CST) == 0 &&
+        (os_unlock(other, 0, 0) == 0 || os_reopen_over(b->mapping.fd, other) == 0))
         __atomic_store_n(&b->stuck, false, __ATOMIC_RELAXED);
     __atomic_store_n(&b->unlocking, false, __ATOMIC_SEQ_CST);
 }

@@ -323,6 +323,7 @@ static void unmap_leftovers(void) {
 
 int os_unmap(void *addr, size_t bytes) {
     int rc = munmap(addr, bytes) < 0 ? -errno : 0;
+    if (rc == -ENOMEM && munmap(addr, bytes) == 0) rc = 0; /* the kernel may have lacked memory for a moment only */
     if (__atomic_load_n(&any_leftover, __ATOMIC_RELAXED)) unmap_leftovers();
     if (rc == 0) return 0;
     (void)munlock(addr, bytes); /* locked memory cannot be dropped on every kernel */

@@ -170,6 +170,14 @@ int os_reopen(int fd, int *out) {
     return *out < 0 ? -errno : 0;
 }
 
+int os_reopen_over(int fd, int other) {
+    int fresh, rc = os_reopen(fd, &fresh);
+    if (rc) return rc;
+    if (dup3(fresh, other, O_CLOEXEC) < 0) rc = -errno;
+    close(fresh);
+    return rc;
+}
+
 void os_close_file(int fd) {
     if (fd >= 0) close(fd);
 }

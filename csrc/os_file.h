@@ -44,6 +44,8 @@ int os_open_file(const char *path, bool write, bool create, int *fd, bool *direc
 int os_dup(int fd, int *out);
 /* A second open file description of the same file, for locks of its own. Needs /proc. */
 int os_reopen(int fd, int *out);
+/* Puts such a description in the place of another, under its number: with that one its locks go, whatever the kernel lacks. */
+int os_reopen_over(int fd, int other);
 void os_close_file(int fd);
 /* Only if that is still the name of this file. */
 void os_unlink(const char *path, int fd);

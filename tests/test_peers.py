@@ -555,7 +555,8 @@ int fcntl(int fd, int command, ...) {
     void *arg = va_arg(list, void *);
     va_end(list);
     if (!real) real = (int (*)(int, int, ...))dlsym(RTLD_NEXT, "fcntl");
-    if (command == F_OFD_SETLK && ((struct flock *)arg)->l_type == F_UNLCK && ((struct flock *)arg)->l_len && failing)
+    if (command == F_OFD_SETLK && ((struct flock *)arg)->l_type == F_UNLCK &&
+        (failing > 1 || (failing && ((struct flock *)arg)->l_len)))
         return errno = ENOLCK, -1;
     return real(fd, command, arg);
 }
@@ -563,7 +564,8 @@ int fcntl64(int, int, ...) __attribute__((alias("fcntl")));
 """
 
 
-def test_a_lock_that_could_not_be_given_up_keeps_nobody_waiting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failing", ["1", "2"], ids=["a range", "all of the file"])
+def test_a_lock_that_could_not_be_given_up_keeps_nobody_waiting(tmp_path: Path, failing: str) -> None:
     """The kernel needs memory to unlock the middle of a range, and may have none; to unlock all it needs none."""
     need_a_compiler()
     (tmp_path / "unlocks.c").write_text(UNLOCKS)
@@ -576,7 +578,7 @@ def test_a_lock_that_could_not_be_given_up_keeps_nobody_waiting(tmp_path: Path) 
         from arena import Reservation
         path = os.environ["THERE"]
         failing = ctypes.c_int.in_dll(ctypes.CDLL(os.environ["LD_PRELOAD"]), "failing")
-        failing.value = 1
+        failing.value = int(os.environ["FAILING"])
         ours = Reservation("64MiB", path=path, shared=True)
         def locks():
             here = f":{os.stat(path).st_ino} "
@@ -598,6 +600,7 @@ def test_a_lock_that_could_not_be_given_up_keeps_nobody_waiting(tmp_path: Path) 
         """,
         THERE=str(tmp_path / "ours"),
         LD_PRELOAD=str(tmp_path / "unlocks.so"),
+        FAILING=failing,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
