@@ -23,7 +23,8 @@ CSRC = {
     "arena.realtime._faults": ["csrc/fault_watch.c", "csrc/page_faults.c"],
     "arena.realtime._prepare": ["csrc/prefault.c"],
     "arena.realtime._ring": [
-        f"csrc/{name}.c" for name in ("forks", "lock", "mirror", "os", "os_file", "populate", "preflight")
+        f"csrc/{name}.c"
+        for name in ("cgroups", "forks", "lock", "machine", "mirror", "os", "os_file", "os_held", "populate", "preflight")
     ],
 }
 ELSEWHERE = {f"csrc/{name}.c" for name in ("fault_watch", "mirror", "page_faults", "prefault")}

@@ -22,8 +22,10 @@ cdef class Arena:
         Free committed bytes to keep: None keeps all until trim(). What is beyond ``retain`` is released when blocks are
         freed, at once or, with ``decay`` seconds, once it was free for that long.
     headroom
-        Bytes that are to stay available to the rest of the machine or memory cgroup: a commit that would take them
-        fails.
+        Bytes that are to stay available to the rest of the program, and of the memory cgroup or machine: a commit that
+        would take them fails. None: 16 MiB and 256 KiB for each thread, but no more than an eighth of the limit; that
+        is what printing a traceback, an import and a log line take. With 0 the next allocation of anybody may be the
+        one that the kernel answers with SIGKILL.
     path, fd, shared, backing, pages, lock, node, fork, dump, name
         As for :class:`Reservation`. ``chunk`` is at least a page. With fork="share" the child of a fork uses and frees
         the blocks there are, and the parent alone makes new ones. Blocks in a file that was there before hold what the
@@ -32,7 +34,7 @@ cdef class Arena:
     Raises as :class:`Reservation`.
     """
     def __cinit__(
-        self, size, *, chunk="2MiB", populate="write", retain=None, decay=None, headroom=0,
+        self, size, *, chunk="2MiB", populate="write", retain=None, decay=None, headroom=None,
         path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False, node=None, fork=None,
         dump=False, name=None,
     ):

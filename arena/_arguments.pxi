@@ -91,7 +91,8 @@ cdef class Wanted:
         cdef reservation_config *c = &self.config
         memset(c, 0, sizeof(self.config))
         c.size = positive(size, "size")
-        c.headroom = parse_size(headroom, "headroom")
+        if headroom is not None:
+            c.headroom, c.headroom_given = parse_size(headroom, "headroom"), True
         c.shared, c.readonly, c.dump, c.lock = bool(shared), bool(readonly), bool(dump), bool(lock)
         choose_pages(c, pages)
         c.fork = choose(_FORK, fork, "fork")

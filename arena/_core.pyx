@@ -63,7 +63,8 @@ def _probe():
     cdef os_probe_t p
     with nogil:
         os_probe(&p)
-    return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False), "thp_shared": os_thp_allowed(2 << 20, True)}
+    return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False) > 0,
+            "thp_shared": os_thp_allowed(2 << 20, True) > 0}
 
 
 cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
@@ -97,3 +98,53 @@ api.free = arena_free
 api.resize = arena_resize
 api.find = arena_find
 _C_API = PyCapsule_New(&api, "arena._core._C_API", NULL)
+
+
+# The cgroups of this process, for arena.doctor, as csrc/machine.c finds them for commits.
+
+cdef c_bool add_cgroup(void *to, const char *path, c_bool v1) noexcept with gil:
+    try:
+        (<list>to).append((_os.fsdecode(path), bool(v1)))
+    except BaseException:  # there is no memory for it
+        return False
+    return True
+
+
+cdef c_bool add_memory_cgroup(void *to, const machine_level *level) noexcept with gil:
+    try:
+        (<list>to).append((
+            _os.fsdecode(level.path), bool(level.v1), bool(level.seen),
+            None if level.limit == UINT64_MAX else level.limit, None if level.high == UINT64_MAX else level.high,
+            level.usage, level.cache,
+        ))
+    except BaseException:
+        return False
+    return True
+
+
+cdef c_bool add_hugetlb_cgroup(void *to, const machine_hugetlb_t *limit) noexcept with gil:
+    try:
+        (<list>to).append((_os.fsdecode(limit.path), limit.limit, limit.usage))
+    except BaseException:
+        return False
+    return True
+
+
+def _cgroups(controller, uint64_t page=0):
+    """``answer, folders``: each folder of the controller, the process's own first. For "memory" those are tuples of
+    path, v1, seen, limit, high, usage, cache; for "hugetlb", with the size of a page, the limits there are on such:
+    file, limit, usage; else path, v1. The answer is 0, 1 (the process is in a cgroup that cannot be seen) or -errno."""
+    cdef list found = []
+    cdef void *to = <void *>found
+    cdef bytes name = controller.encode()
+    cdef const char *c_name = name
+    cdef int rc
+    cdef bint memory = controller == "memory"
+    with nogil:
+        if memory:
+            rc = machine_levels(add_memory_cgroup, to)
+        elif page:
+            rc = machine_hugetlb(page, add_hugetlb_cgroup, to)
+        else:
+            rc = cgroups_walk(c_name, add_cgroup, to)
+    return rc, found

@@ -94,7 +94,7 @@ cdef class Reservation:
         self, size, *, path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False,
         node=None, fork=None, dump=False, name=None,
     ):
-        cdef Wanted wanted = Wanted(size, 0, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name)
+        cdef Wanted wanted = Wanted(size, None, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name)
         cdef reservation_stats stats
         cdef arena_error e
         cdef int rc

@@ -17,6 +17,7 @@ struct making {
     struct os_mapping file;
     char *base;
     uint64_t span; /* the page and one mapping: the file's size */
+    uint64_t promised; /* see preflight_whole */
     bool lock;
     const char *op;
     arena_tick tick;
@@ -45,7 +46,7 @@ static int map(struct making *m, uint64_t bytes) {
     return rc;
 }
 
-static int make_present(struct making *m, uint64_t bytes, struct preflight *preflight) {
+static int make_present(struct making *m, uint64_t bytes, const struct preflight *preflight) {
     struct populate first = {.features = os_features(),
                              .preflight = preflight,
                              .write = true,
@@ -56,6 +57,7 @@ static int make_present(struct making *m, uint64_t bytes, struct preflight *pref
                              .tick = m->tick,
                              .tick_arg = m->tick_arg,
                              .total = m->span,
+                             .promised = m->span,
                              .fork_count = &forks_count};
     struct populate second = first;
     second.costs = 0;
@@ -66,15 +68,17 @@ static int make_present(struct making *m, uint64_t bytes, struct preflight *pref
     if (rc) return rc;
     m->op = "madvise(MADV_POPULATE_WRITE)";
     rc = populate_range(&first, m->base, m->span);
+    m->promised = first.promised;
     if (rc && first.refused) m->op = "preflight";
     return rc ? rc : populate_range(&second, m->base + m->span, bytes);
 }
 
-static int make(struct making *m, uint64_t bytes, const char *name, struct preflight *preflight,
+static int make(struct making *m, uint64_t bytes, const char *name, const struct preflight *preflight,
                 struct preflight_report *report) {
     m->op = "preflight";
     int rc = preflight_whole(preflight, m->span, report);
     if (rc) return rc;
+    m->promised = m->span;
     m->op = "memfd_create";
     if ((rc = os_memfd(name, 0, &m->file.fd)) != 0) return rc;
     m->op = "ftruncate";
@@ -94,7 +98,7 @@ static void explain(const struct making *m, int rc, const struct preflight *pref
         e->available = limit == UINT64_MAX ? limit : limit > locked ? limit - locked : 0;
         if (e->available < m->span) strcpy(e->where, "RLIMIT_MEMLOCK");
     } else if (strcmp(m->op, "preflight") == 0) {
-        if (!report->where[0]) preflight_read(preflight, report);
+        if (!report->where[0]) (void)preflight_read(preflight, report);
         e->available = report->available;
         memcpy(e->where, report->where, sizeof e->where);
     }
@@ -111,8 +115,10 @@ int mirror_create(uint64_t bytes, bool lock, const char *name, arena_tick tick, 
         .file = {.fd = -1, .shared = true}, .span = OS_PAGE + bytes, .lock = lock, .tick = tick, .tick_arg = arg};
     struct preflight preflight;
     struct preflight_report report = {.available = UINT64_MAX};
-    preflight_init(&preflight, 0, -1);
-    int rc = make(&m, bytes, name, &preflight, &report);
+    int rc = preflight_init(&preflight, 0, true, -1, &report);
+    m.op = "preflight";
+    if (rc == 0) rc = make(&m, bytes, name, &preflight, &report);
+    if (m.promised) preflight_keep_promise(m.promised);
     if (rc) explain(&m, rc, &preflight, &report, error);
     if (rc && m.base) os_unmap(m.base, m.span + bytes);
     if (m.file.fd >= 0) os_close_file(m.file.fd); /* the mappings keep the file */

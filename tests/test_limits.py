@@ -77,7 +77,7 @@ for name in (b"cgroup", b"mountinfo"):
     below = os.environb[b"FILES"] + b"/" + name
     must(libc.mount(below, b"/proc/%d/%s" % (os.getpid(), name), None, 0x1000, None))
 from arena import Arena, CommitError
-a = Arena("4GiB")
+a = Arena("4GiB", headroom=0)
 try:
     a.alloc("1GiB")
 except CommitError as error:
