@@ -20,7 +20,8 @@
 struct level {
     char *folder;
     bool v1;
-    bool tried; /* its files were looked for */
+    bool tried;  /* for its limits */
+    bool opened; /* all that is read once there is a limit */
     struct os_held limit, high, usage, stat, oom, self;
 };
 
@@ -195,6 +196,18 @@ static int read_limit(const struct level *l, struct os_held *h, const char *file
     return rc < 0 && was_missing ? 1 : rc;
 }
 
+static void open_the_rest(struct level *l) {
+    static const char *const of_v1[] = {"memory.usage_in_bytes", "memory.stat", "memory.oom_control"};
+    static const char *const of_v2[] = {"memory.current", "memory.stat"};
+    struct os_held *held[] = {&l->usage, &l->stat, &l->oom};
+    for (unsigned i = 0; i < (l->v1 ? 3u : 2u); i++) {
+        if ((size_t)snprintf(m.path, sizeof m.path, "%s/%s", l->folder, l->v1 ? of_v1[i] : of_v2[i]) < sizeof m.path)
+            (void)os_held_open(held[i], m.path, false);
+    }
+    (void)os_held_open(&l->self, l->folder, true);
+    l->opened = true;
+}
+
 static int look_at(unsigned i, bool again, uint64_t near, struct machine_look *out) {
     struct level *l = &m.level[i];
     uint64_t limit, high = UINT64_MAX, usage, cache = 0;
@@ -203,6 +216,7 @@ static int look_at(unsigned i, bool again, uint64_t near, struct machine_look *o
     if (rc < 0) return rc;
     l->tried = true;
     if (limit == UINT64_MAX && high == UINT64_MAX) return 0;
+    if (!l->opened) open_the_rest(l); /* while there are descriptors */
     rc = read_number(&l->usage, l->folder, l->v1 ? "memory.usage_in_bytes" : "memory.current", &usage);
     if (rc < 0) return rc;
     if (rc > 0) return 0;
