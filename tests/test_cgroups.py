@@ -505,3 +505,29 @@ def test_locked_pages_of_a_file_cost_memory(cgroup: MemoryCgroup, tmp_path: Path
                 preexec=cgroup.enter,
             )
             assert done.returncode == 0, f"{options}: {done.stderr}"
+
+
+@pytest.mark.parametrize("reserved", [False, True])
+def test_the_limit_of_a_hugetlb_cgroup_is_told_apart_from_an_empty_pool(tmp_path: Path, reserved: bool) -> None:
+    with machine.hugetlb_limit(4 * MIB, machine.pool(4), reserved)(tmp_path) as place:
+        done = run_child(
+            f"""
+            from arena import CommitError, Reservation, doctor
+            for shared in (False, True):
+                r = Reservation("8MiB", pages="2M", shared=shared)
+                assert r.commit("2MiB") == 2 << 20
+                try:
+                    r.commit("4MiB", offset="2MiB")
+                except CommitError as error:
+                    assert "hugetlb cgroup's limit" in error.hint, error
+                    assert ("rsvd" in error.hint) == {reserved}, error
+                    assert error.available == 2 << 20, error
+                else:
+                    raise SystemExit("no error")
+                r.close()
+            found = {{finding.name: finding for finding in doctor.examine()}}["hugetlb cgroup 2 MiB"]
+            assert found.value == "4 MiB left of 4 MiB", found
+            """,
+            preexec=place.enter,
+        )
+    assert done.returncode == 0, done.stderr
