@@ -24,7 +24,18 @@ CSRC = {
     "arena.realtime._prepare": ["csrc/prefault.c"],
     "arena.realtime._ring": [
         f"csrc/{name}.c"
-        for name in ("cgroups", "forks", "lock", "machine", "mirror", "os", "os_file", "os_held", "populate", "preflight")
+        for name in (
+            "cgroups",
+            "forks",
+            "lock",
+            "machine",
+            "mirror",
+            "os",
+            "os_file",
+            "os_held",
+            "populate",
+            "preflight",
+        )
     ],
 }
 ELSEWHERE = {f"csrc/{name}.c" for name in ("fault_watch", "mirror", "page_faults", "prefault")}

@@ -94,8 +94,7 @@ uint64_t machine_field(const char *text, const char *key) {
     size_t n = strlen(key);
     for (const char *at = text; at && *at; at = strchr(at, '\n'), at = at ? at + 1 : NULL) {
         if (strncmp(at, "Node ", 5) == 0) at += strcspn(at + 5, " ") + 6;
-        if (strncmp(at, key, n) == 0 && (at[n] == ' ' || at[n] == ':'))
-            return strtoull(at + n + 1, NULL, 10);
+        if (strncmp(at, key, n) == 0 && (at[n] == ' ' || at[n] == ':')) return strtoull(at + n + 1, NULL, 10);
     }
     return 0;
 }

@@ -471,8 +471,7 @@ int os_mapped_by_others(const void *addr, size_t bytes, uint64_t *count) {
     uint64_t start = (uintptr_t)addr, before = *count;
     int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     if (fd < 0 && (errno == EMFILE || errno == ENFILE)) return -errno;
-    int rc = fd < 0 ? -errno
-                    : count_pagemap(fd, start, start + bytes, MAP_PRESENT | MAP_EXCLUSIVE, MAP_PRESENT, count);
+    int rc = fd < 0 ? -errno : count_pagemap(fd, start, start + bytes, MAP_PRESENT | MAP_EXCLUSIVE, MAP_PRESENT, count);
     if (fd >= 0) close(fd);
     if (rc) *count = before + bytes;
     return 0;

@@ -39,8 +39,8 @@ struct populate {
     arena_tick tick;           /* called by the calling thread only, at least every 10 ms; may be NULL */
     void *tick_arg;
     uint64_t done, total;      /* what `tick` is told; done is advanced */
-    uint64_t promised;         /* atomic: bytes, of preflight_whole; kept step by step, and what is left is the caller's */
-    bool touch;   /* found out by populate_range */
+    uint64_t promised; /* atomic: bytes, of preflight_whole; kept step by step, and what is left is the caller's */
+    bool touch; /* found out by populate_range */
     bool refused; /* atomic: it was the preflight that said no */
     const uint32_t *fork_count; /* if it moves the helpers are gone: this is the child of a fork made in `tick` */
 };

@@ -121,8 +121,7 @@ static bool take(struct account *a, const struct preflight *p, uint64_t bytes) {
     do {
         if (left < want || left - want < __atomic_load_n(&a->floor, __ATOMIC_SEQ_CST)) return false;
         if ((uint64_t)(left - want) < keep_of(p, load(&a->keep)) || os_now_ns() >= load(&a->good_for)) return false;
-    } while (
-        !__atomic_compare_exchange_n(&a->left, &left, left - want, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+    } while (!__atomic_compare_exchange_n(&a->left, &left, left - want, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     return true;
 }
 

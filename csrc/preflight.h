@@ -25,8 +25,8 @@ struct preflight_report {
 
 struct preflight {
     uint64_t headroom; /* bytes that are left to the rest of the program and its neighbours */
-    bool by_default;   /* instead of that: 16 MiB and 256 KiB for each thread, but no more than an eighth of the limit */
-    int node;          /* of which the memory is to come; -1: any */
+    bool by_default; /* instead of that: 16 MiB and 256 KiB for each thread, but no more than an eighth of the limit */
+    int node; /* of which the memory is to come; -1: any */
 };
 
 /* What was granted for a step. */

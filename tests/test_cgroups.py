@@ -1,4 +1,4 @@
-"""Memory cgroups with real limits: past one there is SIGKILL, and what is tested is that there is an exception instead."""
+"""Real limits of memory cgroups: past one there is SIGKILL, and here an exception is to come instead."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ print(sum(map(len, kept)) >> 20)
 
 
 @pytest.mark.parametrize(
-    "options, size",
+    ("options", "size"),
     [
         ({"shared": True}, "8MiB"),
         ({"shared": True, "headroom": 0}, "8MiB"),
@@ -142,14 +142,25 @@ def test_nobody_waits_for_ever_for_a_peer_that_has_the_lock_and_stopped(cgroup: 
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
 
 
+HOLDER = """
+import os, time
+from arena import Arena
+a = Arena("1GiB")
+kept = a.alloc("20MiB")
+pid = os.fork()
+if pid:
+    print(pid, flush=True)
+time.sleep(60)
+"""
+
+
 def test_the_lock_goes_with_its_process_and_not_to_the_child_of_a_fork(cgroup: MemoryCgroup) -> None:
     cgroup.limit(64 * MIB)
     holder = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            "import os, time\nfrom arena import Arena\na = Arena('1GiB')\nkept = a.alloc('20MiB')\n"
-            "pid = os.fork()\nif pid: print(pid, flush=True)\ntime.sleep(60)",
+            HOLDER,
         ],
         stdout=subprocess.PIPE,
         preexec_fn=cgroup.enter,

@@ -74,9 +74,7 @@ def memory_groups(files: Files) -> tuple[MemoryGroup, ...]:
 def hugetlb_groups(files: Files, pages: tuple[int, ...]) -> tuple[HugetlbGroup, ...]:
     """Those that have a limit, for huge pages of these sizes; of pages that are used, and of those reserved."""
     return tuple(
-        HugetlbGroup(path, page, limit, usage)
-        for page in pages
-        for path, limit, usage in _ask(files, "hugetlb", page)
+        HugetlbGroup(path, page, limit, usage) for page in pages for path, limit, usage in _ask(files, "hugetlb", page)
     )
 
 
