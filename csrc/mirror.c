@@ -57,7 +57,7 @@ static int make_present(struct making *m, uint64_t bytes, const struct preflight
                              .tick = m->tick,
                              .tick_arg = m->tick_arg,
                              .total = m->span,
-                             .promised = m->span,
+                             .promised = m->promised,
                              .fork_count = &forks_count};
     struct populate second = first;
     second.costs = 0;
@@ -76,9 +76,8 @@ static int make_present(struct making *m, uint64_t bytes, const struct preflight
 static int make(struct making *m, uint64_t bytes, const char *name, const struct preflight *preflight,
                 struct preflight_report *report) {
     m->op = "preflight";
-    int rc = preflight_whole(preflight, m->span, report);
+    int rc = preflight_whole(preflight, m->span, &m->promised, report);
     if (rc) return rc;
-    m->promised = m->span;
     m->op = "memfd_create";
     if ((rc = os_memfd(name, 0, &m->file.fd)) != 0) return rc;
     m->op = "ftruncate";

@@ -153,6 +153,7 @@ static void end_step(struct populate *p, uint64_t bytes, struct preflight_grant 
     if (!p->costs) return;
     preflight_end(grant);
     uint64_t promised = __atomic_load_n(&p->promised, __ATOMIC_RELAXED), kept;
+    if (promised == 0) return;
     do {
         kept = promised < bytes * p->costs ? promised : bytes * p->costs;
     } while (!__atomic_compare_exchange_n(&p->promised, &promised, promised - kept, true, __ATOMIC_RELAXED,

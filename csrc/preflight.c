@@ -11,6 +11,7 @@
 #define SHARE 64                  /* of what is left is given out without another look */
 #define NEAR ((uint64_t)16 << 20) /* and so many steps: then nothing is given out unseen */
 #define NEAR_STEPS 32u
+#define ONE_STEP ((uint64_t)2 << 20)
 #define SLACK ((uint64_t)1 << 20) /* the kernel's own per-CPU charges come on top */
 #define TABLES 128u               /* for so many bytes one of page tables and of a file's index, and some to spare */
 #define HEADROOM ((uint64_t)16 << 20) /* by default: what a traceback, an import and a log line take */
@@ -153,10 +154,15 @@ static bool promise(uint64_t need, uint64_t room, uint64_t keep) {
     return false;
 }
 
-int preflight_whole(const struct preflight *p, uint64_t bytes, struct preflight_report *out) {
+int preflight_whole(const struct preflight *p, uint64_t bytes, uint64_t *promised, struct preflight_report *out) {
     struct account *a = account_of(p);
     uint64_t need = with_tables(bytes);
     int64_t left = __atomic_load_n(&a->left, __ATOMIC_SEQ_CST);
+    *promised = 0;
+    /* The step asks for it at once, and whether what was seen is too old. */
+    if (bytes <= ONE_STEP && left > 0 && need < (uint64_t)left && (uint64_t)left - need > keep_of(p, load(&a->keep)))
+        return 0;
+    *promised = bytes;
     if (left > 0 && os_now_ns() < load(&a->good_for) && need < (uint64_t)left / 2 &&
         promise(need, (uint64_t)left, keep_of(p, load(&a->keep))))
         return 0;
@@ -178,6 +184,7 @@ int preflight_whole(const struct preflight *p, uint64_t bytes, struct preflight_
         open_account(a, &seen, 0, usual);
     }
     machine_leave();
+    if (rc) *promised = 0;
     return rc;
 }
 

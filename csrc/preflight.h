@@ -44,8 +44,9 @@ int preflight_init(struct preflight *p, uint64_t headroom, bool by_default, int 
 int preflight_read(const struct preflight *p, struct preflight_report *out);
 
 /* May so much be committed as a whole? 0: it is *promised*, and other commits as a whole are refused what is lacking with
- * it. -ENOMEM, or -errno of a file that could not be read, with *out filled. */
-int preflight_whole(const struct preflight *p, uint64_t bytes, struct preflight_report *out);
+ * it; *promised: so many bytes, 0 for what is one step anyhow. -ENOMEM, or -errno of a file that could not be read, with
+ * *out filled. */
+int preflight_whole(const struct preflight *p, uint64_t bytes, uint64_t *promised, struct preflight_report *out);
 /* So much of a promise is populated, or not wanted any more. */
 void preflight_keep_promise(uint64_t bytes);
 

@@ -250,13 +250,13 @@ static int preflight(struct reservation *r, uint64_t bytes, uint64_t absent, boo
                      struct preflight_report *report) {
     unsigned costs = costs_of(r, write);
     uint64_t want = costs && bytes > UINT64_MAX / costs ? bytes : bytes * costs;
-    int rc = want ? preflight_whole(&r->preflight, want, report) : 0;
-    *promised = rc ? 0 : want;
+    *promised = 0;
+    int rc = want ? preflight_whole(&r->preflight, want, promised, report) : 0;
     if (rc && rc != -ENOMEM) report->available = UINT64_MAX; /* it could not be read */
     if (rc && report->available != UINT64_MAX) report->available /= costs;
     struct arena_error full;
     if (rc || (rc = backing_preflight(&r->backing, absent, &full)) == 0) return rc;
-    preflight_keep_promise(want);
+    preflight_keep_promise(*promised);
     *promised = 0;
     report->available = full.available;
     memcpy(report->where, full.where, sizeof report->where);

@@ -147,9 +147,8 @@ import os, time
 from arena import Arena
 a = Arena("1GiB")
 kept = a.alloc("20MiB")
-pid = os.fork()
-if pid:
-    print(pid, flush=True)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
 time.sleep(60)
 """
 
