@@ -42,6 +42,7 @@ cdef extern from "arena.h" nogil:
         arena_fork fork
         bint dump, lock
         uint64_t headroom
+        bint headroom_given
         const char *name
     cdef struct reservation_stats:
         uint64_t size, page_size, committed, peak_committed, commits, releases, commit_ns, release_ns
@@ -115,7 +116,7 @@ cdef extern from "arena_internal.h" nogil:
     int os_residency(const os_features_t *, const void *, size_t, os_residency_t *)
     int os_overcommit_mode()
     int os_flush(void *, size_t)
-    bint os_thp_allowed(uint64_t, bint)
+    int os_thp_allowed(uint64_t, bint)
     cdef struct reservation_view:
         pass
     int reservation_look(reservation_handle *, reservation_view *, uint64_t, uint64_t, bint)
@@ -180,3 +181,19 @@ cdef extern from *:
     """
     uint64_t arena_load64(uint64_t *) nogil
     bint arena_finalizing() nogil
+
+
+cdef extern from "cgroups.h" nogil:
+    int cgroups_walk(const char *, c_bool (*)(void *, const char *, c_bool) noexcept nogil, void *)
+
+
+cdef extern from "machine.h" nogil:
+    cdef struct machine_level:
+        const char *path
+        c_bool v1, seen
+        uint64_t limit, high, usage, cache
+    cdef struct machine_hugetlb_t "machine_hugetlb":
+        const char *path
+        uint64_t limit, usage
+    int machine_levels(c_bool (*)(void *, const machine_level *) noexcept nogil, void *)
+    int machine_hugetlb(uint64_t, c_bool (*)(void *, const machine_hugetlb_t *) noexcept nogil, void *)

@@ -30,6 +30,7 @@ class _HasFileno(Protocol):
 def get_include() -> str: ...
 def overcommit_mode() -> int: ...
 def _probe() -> dict[str, int]: ...
+def _cgroups(controller: str, page: int = 0) -> tuple[int, list[tuple[Any, ...]]]: ...
 
 # For arena.realtime.
 def lock_all(current: bool, future: bool, on_fault: bool, afresh: bool) -> None: ...
@@ -94,7 +95,7 @@ class Arena:
         populate: _Populate = "write",
         retain: _Size | None = None,
         decay: float | None = None,
-        headroom: _Size = 0,
+        headroom: _Size | None = None,
         path: _Path | None = None,
         fd: int | _HasFileno | None = None,
         shared: bool = False,

@@ -240,7 +240,8 @@ cdef class Wanted:
         cdef reservation_config *c = &self.config
         memset(c, 0, sizeof(self.config))
         c.size = positive(size, "size")
-        c.headroom = parse_size(headroom, "headroom")
+        if headroom is not None:
+            c.headroom, c.headroom_given = parse_size(headroom, "headroom"), True
         c.shared, c.readonly, c.dump, c.lock = bool(shared), bool(readonly), bool(dump), bool(lock)
         choose_pages(c, pages)
         c.fork = choose(_FORK, fork, "fork")
@@ -437,7 +438,9 @@ cdef class Reservation:
         self, size, *, path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False,
         node=None, fork=None, dump=False, name=None,
     ):
-        cdef Wanted wanted = Wanted(size, 0, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name)
+        cdef Wanted wanted = Wanted(
+            size, None, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name
+        )
         cdef reservation_stats stats
         cdef arena_error e
         cdef int rc
@@ -737,8 +740,10 @@ cdef class Arena:
         Free committed bytes to keep: None keeps all until trim(). What is beyond ``retain`` is released when blocks are
         freed, at once or, with ``decay`` seconds, once it was free for that long.
     headroom
-        Bytes that are to stay available to the rest of the machine or memory cgroup: a commit that would take them
-        fails.
+        Bytes that are to stay available to the rest of the program, and of the memory cgroup or machine: a commit that
+        would take them fails. None: 16 MiB and 256 KiB for each thread, but no more than an eighth of the limit; that
+        is what printing a traceback, an import and a log line take. With 0 the next allocation of anybody may be the
+        one that the kernel answers with SIGKILL.
     path, fd, shared, backing, pages, lock, node, fork, dump, name
         As for :class:`Reservation`. ``chunk`` is at least a page. With fork="share" the child of a fork uses and frees
         the blocks there are, and the parent alone makes new ones. Blocks in a file that was there before hold what the
@@ -747,7 +752,7 @@ cdef class Arena:
     Raises as :class:`Reservation`.
     """
     def __cinit__(
-        self, size, *, chunk=None, populate="write", retain=None, decay=None, headroom=0,
+        self, size, *, chunk=None, populate="write", retain=None, decay=None, headroom=None,
         path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False, node=None, fork=None,
         dump=False, name=None,
     ):
@@ -1480,7 +1485,8 @@ def _probe():
     cdef os_probe_t p
     with nogil:
         os_probe(&p)
-    return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False), "thp_shared": os_thp_allowed(2 << 20, True)}
+    return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False) > 0,
+            "thp_shared": os_thp_allowed(2 << 20, True) > 0}
 
 
 cdef void set_array_maker(array_maker made) noexcept:
@@ -1550,3 +1556,53 @@ api.free = arena_free
 api.resize = arena_resize
 api.find = arena_find
 _C_API = PyCapsule_New(&api, "arena._core._C_API", NULL)
+
+
+# The cgroups of this process, for arena.doctor, as csrc/machine.c finds them for commits.
+
+cdef c_bool add_cgroup(void *to, const char *path, c_bool v1) noexcept with gil:
+    try:
+        (<list>to).append((_os.fsdecode(path), bool(v1)))
+    except BaseException:  # there is no memory for it
+        return False
+    return True
+
+
+cdef c_bool add_memory_cgroup(void *to, const machine_level *level) noexcept with gil:
+    try:
+        (<list>to).append((
+            _os.fsdecode(level.path), bool(level.v1), bool(level.seen),
+            None if level.limit == UINT64_MAX else level.limit, None if level.high == UINT64_MAX else level.high,
+            level.usage, level.cache,
+        ))
+    except BaseException:
+        return False
+    return True
+
+
+cdef c_bool add_hugetlb_cgroup(void *to, const machine_hugetlb_t *limit) noexcept with gil:
+    try:
+        (<list>to).append((_os.fsdecode(limit.path), limit.limit, limit.usage))
+    except BaseException:
+        return False
+    return True
+
+
+def _cgroups(controller, uint64_t page=0):
+    """``answer, folders``: each folder of the controller, the process's own first. For "memory" those are tuples of
+    path, v1, seen, limit, high, usage, cache; for "hugetlb", with the size of a page, the limits there are on such:
+    file, limit, usage; else path, v1. The answer is 0, 1 (the process is in a cgroup that cannot be seen) or -errno."""
+    cdef list found = []
+    cdef void *to = <void *>found
+    cdef bytes name = controller.encode()
+    cdef const char *c_name = name
+    cdef int rc
+    cdef bint memory = controller == "memory"
+    with nogil:
+        if memory:
+            rc = machine_levels(add_memory_cgroup, to)
+        elif page:
+            rc = machine_hugetlb(page, add_hugetlb_cgroup, to)
+        else:
+            rc = cgroups_walk(c_name, add_cgroup, to)
+    return rc, found

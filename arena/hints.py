@@ -8,6 +8,7 @@ from collections.abc import Iterable as _Iterable
 
 __all__ = ["cpus", "for_commit", "for_reserve", "memlock", "perf", "rtprio", "stack"]
 
+_DESCRIPTORS = "too many files are open: raise RLIMIT_NOFILE (ulimit -n)"
 _EHWPOISON = 133  # in the errno module from Python 3.14 on
 
 
@@ -76,7 +77,7 @@ def stack() -> str:
 def perf(err: int) -> str:
     """How a thread may note the addresses of its page faults."""
     if err in (_errno.EMFILE, _errno.ENFILE):
-        return "too many files are open: raise RLIMIT_NOFILE (ulimit -n)"
+        return _DESCRIPTORS
     if err in (_errno.ENOSYS, _errno.ENOENT, _errno.EOPNOTSUPP, _errno.ENODEV):
         return "this kernel has no perf events"
     return (
@@ -107,6 +108,12 @@ def for_commit(err: int, op: str, where: str, available: int | None) -> str:
         return "the file was opened for reading only, or cannot be punched (fallocate(2), FALLOC_FL_PUNCH_HOLE)"
     if err in (_errno.ENOSPC, _errno.EDQUOT):
         return _limit(where)
+    if err in (_errno.EMFILE, _errno.ENFILE):
+        return _DESCRIPTORS + (f", for {where} has to be read before memory may be taken" if where else "")
+    if op == "mprotect" and where == "RLIMIT_DATA":
+        return "private memory is limited: raise RLIMIT_DATA (ulimit -d), use shared=True, or ask for less"
+    if op == "mprotect" and where:
+        return "the commit charge was refused: vm.overcommit_memory=2 (raise vm.overcommit_ratio or _kbytes)"
     if op == "preflight" or (err == _errno.ENOMEM and where and "MADV" in op):
         return _limit(where)
     if op == "mprotect":
@@ -141,6 +148,8 @@ def for_commit(err: int, op: str, where: str, available: int | None) -> str:
 
 def for_reserve(err: int, op: str, where: str, page: int, overcommit: int) -> str:
     """``page``: the size in bytes that was insisted on, or 0; ``overcommit``: vm.overcommit_memory."""
+    if err in (_errno.EMFILE, _errno.ENFILE):
+        return _DESCRIPTORS
     if op == "end of file":
         return "the file has less than one chunk: make it longer, or give a smaller chunk="
     if op == "hugetlb pool":
@@ -168,8 +177,6 @@ def for_reserve(err: int, op: str, where: str, page: int, overcommit: int) -> st
         return "a file may not be that long here: raise RLIMIT_FSIZE (ulimit -f), or reserve less"
     if op in ("ftruncate", "memfd_create") and err in (_errno.ENOSPC, _errno.EDQUOT):
         return _limit(where)
-    if err in (_errno.EMFILE, _errno.ENFILE):
-        return "too many files are open: raise RLIMIT_NOFILE (ulimit -n)"
     if op in ("open", "fd", "fstat"):
         if err == _errno.EBADF:
             return "fd= is no open file descriptor"

@@ -63,7 +63,10 @@ struct reservation_config {
     enum arena_fork fork;
     bool dump; /* in core dumps */
     bool lock; /* what is committed is mlocked, and unlocked when it is released; hugetlb pages need none */
-    uint64_t headroom; /* bytes to leave to the rest of the machine or cgroup */
+    /* Bytes to leave to the rest of the program, and of the machine or cgroup. Unless headroom_given: 16 MiB and 256 KiB for
+     * each thread, but no more than an eighth of the limit. */
+    uint64_t headroom;
+    bool headroom_given;
     const char *name; /* for /proc/self/maps; may be NULL */
     const void *features; /* struct os_features, which stays where it is; NULL: this kernel's */
     uint64_t align; /* of the address: a power of two. Less than 2 MiB, or a page, is taken for that */

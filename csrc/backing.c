@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "preflight.h"
+#include "machine.h"
 
 #define BUDGET_NS 100000000u
 
@@ -220,21 +220,35 @@ void backing_after_fork_child(struct backing *b) {
 
 /* --- why ---------------------------------------------------------------------------------------------------------- */
 
+/* The tightest limit of a cgroup on pages of the pool. */
+struct tightest {
+    uint64_t available;
+    char *where;
+    size_t size;
+};
+
+static bool one_limit(void *arg, const struct machine_hugetlb *limit) {
+    struct tightest *t = arg;
+    uint64_t left = limit->limit > limit->usage ? limit->limit - limit->usage : 0;
+    if (left < t->available) {
+        t->available = left;
+        size_t length = strlen(limit->path);
+        snprintf(t->where, t->size, "%s", limit->path + (length < t->size ? 0 : length + 1 - t->size));
+    }
+    return true;
+}
+
 /* What the backing itself has left, apart from the machine's memory; *where: who says so. */
 static uint64_t room(const struct backing *b, char *where, size_t size) {
     uint64_t least = UINT64_MAX;
     where[0] = 0;
     if (b->kind->pool) {
         struct os_pool pool;
-        struct preflight_report limit;
-        os_hugetlb(b->page, b->node, &pool);
-        least = pool.free;
+        if (os_hugetlb(b->page, b->node, &pool)) return UINT64_MAX; /* nothing is known of it */
         snprintf(where, size, "%s", pool.where);
-        preflight_hugetlb(b->page, &limit);
-        if (limit.available < least) {
-            least = limit.available;
-            snprintf(where, size, "%s", limit.where);
-        }
+        struct tightest t = {.available = pool.free, .where = where, .size = size};
+        (void)machine_hugetlb(b->page, one_limit, &t);
+        least = t.available;
     }
     uint64_t fs = b->mapping.fd >= 0 ? os_file_room(b->mapping.fd) : UINT64_MAX;
     if (fs < least) {

@@ -52,12 +52,14 @@ static int fail(const struct failure *f, int rc, const char *op) {
 
 static int pool_of(struct backing *b, const struct failure *f) {
     struct os_pool pool;
-    os_hugetlb(b->page, b->node, &pool);
+    int rc = os_hugetlb(b->page, b->node, &pool);
     snprintf(f->where, f->size, "%s", pool.where);
+    if (rc) return fail(f, rc, "hugetlb pool");
     return pool.total ? 0 : fail(f, -ENOTSUP, "hugetlb pool");
 }
 
-static bool huge_allowed(const struct backing *b, uint64_t bytes, uint64_t device) {
+/* 1 or 0, or -errno. */
+static int huge_allowed(const struct backing *b, uint64_t bytes, uint64_t device) {
     /* What a private mapping of a file copies, it copies by small pages; and of files on disk it is the file system that
      * makes large pages, or not. */
     if (b->kind->pool || (!b->kind->shmem && b->kind != &PRIVATE) || (b->kind->shmem && !b->kind->shared)) return false;
@@ -66,17 +68,19 @@ static bool huge_allowed(const struct backing *b, uint64_t bytes, uint64_t devic
 }
 
 /* The largest size of huge page that a fault would take; nothing smaller can be had on purpose. */
-static uint64_t largest(const struct backing *b, uint64_t device) {
-    uint64_t bytes = OS_HUGE;
-    while (bytes > OS_PAGE && !huge_allowed(b, bytes, device)) bytes >>= 1;
-    return bytes;
+static int largest(const struct backing *b, uint64_t device, uint64_t *bytes) {
+    int rc = 0;
+    *bytes = OS_HUGE;
+    while (*bytes > OS_PAGE && (rc = huge_allowed(b, *bytes, device)) == 0) *bytes >>= 1;
+    return rc < 0 ? rc : 0;
 }
 
 /* For the kinds without a pool. */
 static int choose_pages(struct backing *b, const struct reservation_config *c, uint64_t device,
                         const struct failure *f) {
-    uint64_t best = c->pages == ARENA_PAGES_4K ? OS_PAGE : largest(b, device);
-    uint64_t most = c->page_bytes ? c->page_bytes : OS_HUGE;
+    uint64_t best = OS_PAGE, most = c->page_bytes ? c->page_bytes : OS_HUGE;
+    int rc = c->pages == ARENA_PAGES_4K ? 0 : largest(b, device, &best);
+    if (rc) return fail(f, rc, "huge pages");
     if (c->pages == ARENA_PAGES_HUGETLB) return fail(f, -ENOTSUP, "hugetlbfs");
     if (c->pages == ARENA_PAGES_THP && best != most)
         return fail(f, -ENOTSUP, b->kind->shmem ? "huge pages of shared memory" : "transparent huge pages");
@@ -84,7 +88,7 @@ static int choose_pages(struct backing *b, const struct reservation_config *c, u
     b->page = best;
     b->huge = best > OS_PAGE;
     /* fallocate knows of no advice: it would make small pages of huge ones, and on a mount with huge=always the reverse. */
-    if (b->kind->shmem && (b->huge || (device && os_file_huge_allowed(device)))) b->allocates = false;
+    if (b->kind->shmem && (b->huge || (device && os_file_huge_allowed(device) > 0))) b->allocates = false;
     return 0;
 }
 

@@ -19,6 +19,7 @@ struct making {
     struct mirror *mirror;
     struct os_mapping file;
     uint64_t span; /* the page and one mapping: the file's size */
+    uint64_t promised; /* see preflight_whole */
     const char *op;
     arena_tick tick;
     void *tick_arg;
@@ -92,7 +93,7 @@ static int map_and_watch(struct making *m) {
     return rc;
 }
 
-static int make_present(struct making *m, struct preflight *preflight) {
+static int make_present(struct making *m, const struct preflight *preflight) {
     struct populate first = {.features = os_features(),
                              .preflight = preflight,
                              .write = true,
@@ -103,6 +104,7 @@ static int make_present(struct making *m, struct preflight *preflight) {
                              .tick = m->tick,
                              .tick_arg = m->tick_arg,
                              .total = m->span,
+                             .promised = m->promised,
                              .fork_count = &forks_count};
     struct populate second = first;
     second.costs = 0;
@@ -113,6 +115,7 @@ static int make_present(struct making *m, struct preflight *preflight) {
     if (rc) return rc;
     m->op = "madvise(MADV_POPULATE_WRITE)";
     rc = populate_range(&first, m->mirror->base, m->span);
+    m->promised = first.promised;
     if (rc && first.refused) m->op = "preflight";
     return rc ? rc : populate_range(&second, m->mirror->base + m->span, m->mirror->bytes);
 }
@@ -127,9 +130,10 @@ static int made(struct making *m) {
     return rc;
 }
 
-static int make(struct making *m, const char *name, struct preflight *preflight, struct preflight_report *report) {
+static int make(struct making *m, const char *name, const struct preflight *preflight,
+                struct preflight_report *report) {
     m->op = "preflight";
-    int rc = preflight_whole(preflight, m->span, report);
+    int rc = preflight_whole(preflight, m->span, &m->promised, report);
     if (rc) return rc;
     m->op = "memfd_create";
     if ((rc = os_memfd(name, 0, &m->file.fd)) != 0) return rc;
@@ -151,7 +155,7 @@ static void explain(const struct making *m, int rc, const struct preflight *pref
         e->available = limit == UINT64_MAX ? limit : limit > locked ? limit - locked : 0;
         if (e->available < m->span) strcpy(e->where, "RLIMIT_MEMLOCK");
     } else if (strcmp(m->op, "preflight") == 0) {
-        if (!report->where[0]) preflight_read(preflight, report);
+        if (!report->where[0]) (void)preflight_read(preflight, report);
         e->available = report->available;
         memcpy(e->where, report->where, sizeof e->where);
     }
@@ -169,8 +173,10 @@ int mirror_create(uint64_t bytes, bool lock_it, const char *name, arena_tick tic
         .mirror = out, .file = {.fd = -1, .shared = true}, .span = OS_PAGE + bytes, .tick = tick, .tick_arg = arg};
     struct preflight preflight;
     struct preflight_report report = {.available = UINT64_MAX};
-    preflight_init(&preflight, 0, -1);
-    int rc = make(&m, name, &preflight, &report);
+    int rc = preflight_init(&preflight, 0, true, -1, &report);
+    m.op = "preflight";
+    if (rc == 0) rc = make(&m, name, &preflight, &report);
+    if (m.promised) preflight_keep_promise(m.promised);
     if (rc) explain(&m, rc, &preflight, &report, error);
     if (rc) mirror_destroy(out);
     if (m.file.fd >= 0) os_close_file(m.file.fd); /* the mappings keep the file */

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "os.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -138,38 +139,47 @@ static bool chosen(const char *text, const char *words) {
     return false;
 }
 
-bool os_thp_allowed(uint64_t bytes, bool shared) {
+/* No descriptor is left: what a file says is not known, and that is not "no". */
+static bool no_descriptor(int rc) { return rc == -EMFILE || rc == -ENFILE; }
+
+int os_thp_allowed(uint64_t bytes, bool shared) {
     const char *words = shared ? "always within_size advise force" : "always madvise";
     char path[128], all[128] = "", text[128];
-    if (os_read(shared ? THP "shmem_enabled" : THP "enabled", all, sizeof all) < 0) return false;
+    int rc = os_read(shared ? THP "shmem_enabled" : THP "enabled", all, sizeof all);
+    if (rc < 0) return no_descriptor(rc) ? rc : false;
     if (shared && chosen(all, "deny")) return false;
     if (shared && chosen(all, "force")) return true;
     /* The switch of a size overrides the one for all, which it may inherit (Linux 6.8). */
     snprintf(path, sizeof path, THP "hugepages-%llukB/%s", (unsigned long long)(bytes >> 10),
              shared ? "shmem_enabled" : "enabled");
-    if (os_read(path, text, sizeof text) < 0) return bytes == OS_HUGE && chosen(all, words);
+    rc = os_read(path, text, sizeof text);
+    if (rc < 0) return no_descriptor(rc) ? rc : bytes == OS_HUGE && chosen(all, words);
     return chosen(text, words) || (chosen(text, "inherit") && chosen(all, words));
 }
 
-static uint64_t pool_file(const char *dir, const char *file) {
+static uint64_t pool_file(const char *dir, const char *file, int *rc) {
     char path[160], text[32];
     snprintf(path, sizeof path, "%s/%s", dir, file);
-    return os_read(path, text, sizeof text) > 0 ? strtoull(text, NULL, 10) : 0;
+    int got = os_read(path, text, sizeof text);
+    if (no_descriptor(got)) *rc = got;
+    return got > 0 ? strtoull(text, NULL, 10) : 0;
 }
 
-void os_hugetlb(uint64_t page, int node, struct os_pool *out) {
+int os_hugetlb(uint64_t page, int node, struct os_pool *out) {
     char all[96], dir[128];
     snprintf(all, sizeof all, "/sys/kernel/mm/hugepages/hugepages-%llukB", (unsigned long long)(page >> 10));
     snprintf(dir, sizeof dir, "/sys/devices/system/node/node%d/hugepages/hugepages-%llukB", node,
              (unsigned long long)(page >> 10));
     const char *at = node < 0 ? all : dir;
-    uint64_t total = pool_file(at, "nr_hugepages"), free = pool_file(at, "free_hugepages");
-    uint64_t promised = pool_file(all, "resv_hugepages"), surplus = pool_file(all, "surplus_hugepages");
-    uint64_t more = pool_file(all, "nr_overcommit_hugepages");
+    int rc = 0;
+    uint64_t total = pool_file(at, "nr_hugepages", &rc), free = pool_file(at, "free_hugepages", &rc);
+    uint64_t promised = pool_file(all, "resv_hugepages", &rc), surplus = pool_file(all, "surplus_hugepages", &rc);
+    uint64_t more = pool_file(all, "nr_overcommit_hugepages", &rc);
     free = node < 0 ? (free > promised ? free - promised : 0) : free;
     more = more > surplus ? more - surplus : 0;
     *out = (struct os_pool){.total = (total + more) * page, .free = (free + more) * page};
     snprintf(out->where, sizeof out->where, "%.70s/free_hugepages", at);
+    return rc;
 }
 
 int os_overcommit_mode(void) {
@@ -588,13 +598,14 @@ static int count_pagemap(int fd, uint64_t start, uint64_t end, uint64_t mask, ui
     return 0;
 }
 
-uint64_t os_mapped_by_others(const void *addr, size_t bytes) {
-    uint64_t start = (uintptr_t)addr, count = 0;
+int os_mapped_by_others(const void *addr, size_t bytes, uint64_t *count) {
+    uint64_t start = (uintptr_t)addr, before = *count;
     int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return bytes;
-    int rc = count_pagemap(fd, start, start + bytes, MAP_PRESENT | MAP_EXCLUSIVE, MAP_PRESENT, &count);
-    close(fd);
-    return rc ? bytes : count;
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE)) return -errno;
+    int rc = fd < 0 ? -errno : count_pagemap(fd, start, start + bytes, MAP_PRESENT | MAP_EXCLUSIVE, MAP_PRESENT, count);
+    if (fd >= 0) close(fd);
+    if (rc) *count = before + bytes;
+    return 0;
 }
 
 /* Older kernels: huge and zero pages cannot be told apart there. */
@@ -655,12 +666,20 @@ unsigned os_threads(void) {
     return stat("/proc/self/task", &st) == 0 && st.st_nlink > 2 ? (unsigned)st.st_nlink - 2 : 1;
 }
 
+/* glibc puts the static TLS of all libraries on each thread's stack; how much that is it tells nobody but by this function,
+ * which is not for linking. musl adds its own to the size that is asked for. */
+static size_t stack_of_libc(const pthread_attr_t *attr) {
+    size_t (*least)(const pthread_attr_t *);
+    *(void **)&least = dlsym(RTLD_DEFAULT, "__pthread_get_minstack");
+    return least ? (least(attr) + OS_PAGE - 1) & ~(OS_PAGE - 1) : 0;
+}
+
 int os_thread(pthread_t *out, void *(*run)(void *), void *arg) {
     pthread_attr_t attr;
     sigset_t all, old;
     int rc = pthread_attr_init(&attr);
     if (rc) return -rc;
-    (void)pthread_attr_setstacksize(&attr, 128 << 10);
+    (void)pthread_attr_setstacksize(&attr, (128 << 10) + stack_of_libc(&attr));
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     rc = pthread_create(out, &attr, run, arg);

@@ -25,18 +25,18 @@ struct os_features {
 };
 const struct os_features *os_features(void);
 
-/* Are huge pages of so many bytes (64 KiB: mTHP, Linux 6.8; 2 MiB: THP) to be had by asking for them (MADV_HUGEPAGE), as
+/* 1 or 0, or -EMFILE and -ENFILE: are huge pages of so many bytes (64 KiB: mTHP, Linux 6.8; 2 MiB: THP) to be had by asking for them (MADV_HUGEPAGE), as
  * /sys says now: for private anonymous memory, or for shared memory without a mount of its own (memfd)? */
-bool os_thp_allowed(uint64_t bytes, bool shared);
+int os_thp_allowed(uint64_t bytes, bool shared);
 
 /* A hugetlb pool, in bytes: how much it could still give, on one NUMA node or (node < 0) on all, surplus pages
  * included, and how much it has in all, those that could be made included. *where: the file that says so. 0: there is no
- * pool of this size. */
+ * pool of this size. -EMFILE, -ENFILE: its files cannot be read. */
 struct os_pool {
     uint64_t total, free;
     char where[96];
 };
-void os_hugetlb(uint64_t page, int node, struct os_pool *out);
+int os_hugetlb(uint64_t page, int node, struct os_pool *out);
 /* vm.overcommit_memory: 0, 1 or 2; 0 where it cannot be read. */
 int os_overcommit_mode(void);
 
@@ -119,8 +119,9 @@ struct os_residency {
     uint64_t present, huge, zero, swapped;
 };
 int os_residency(const struct os_features *f, const void *addr, size_t bytes, struct os_residency *out);
-/* Bytes present that others have mapped too, as after a fork; all of them, where that cannot be told. */
-uint64_t os_mapped_by_others(const void *addr, size_t bytes);
+/* Adds to *count the bytes present that others have mapped too, as after a fork; all of them, where that cannot be told.
+ * -EMFILE, -ENFILE. */
+int os_mapped_by_others(const void *addr, size_t bytes, uint64_t *count);
 
 /* Copies between memory of this process by process_vm_readv or _writev. -EFAULT: not (or no longer) there; -EPERM. */
 int os_copy(void *memory, void *buffer, size_t bytes, bool into_memory);
@@ -136,7 +137,8 @@ unsigned os_cpus(void);
 bool os_is_main_thread(void);
 /* Threads of this process (1 when it cannot be told). */
 unsigned os_threads(void);
-/* A thread with a small stack and every signal blocked: under MCL_FUTURE a default stack is 2,048 faults. */
+/* A thread with a small stack (128 KiB, and what libc needs for itself) and every signal blocked: under MCL_FUTURE a default
+ * stack is 2,048 faults. */
 int os_thread(pthread_t *out, void *(*run)(void *), void *arg);
 
 /* Sleeps while *word is `value`, at most this long; spurious returns are allowed. */

@@ -78,22 +78,22 @@ static bool mount_line(void *arg, char *line) {
     return false;
 }
 
-static void find_mount(uint64_t device, struct mount *m) {
+static int find_mount(uint64_t device, struct mount *m) {
     *m = (struct mount){.found = false};
     snprintf(m->device, sizeof m->device, "%u:%u", major(device), minor(device));
-    (void)os_each_line("/proc/self/mountinfo", mount_line, m);
+    return os_each_line("/proc/self/mountinfo", mount_line, m);
 }
 
 void os_file_mount(uint64_t device, char *out, size_t size) {
     struct mount m;
-    find_mount(device, &m);
+    (void)find_mount(device, &m);
     snprintf(out, size, "%s", m.point);
 }
 
-bool os_file_huge_allowed(uint64_t device) {
+int os_file_huge_allowed(uint64_t device) {
     struct mount m;
-    find_mount(device, &m);
-    return m.huge;
+    int rc = find_mount(device, &m);
+    return rc == -EMFILE || rc == -ENFILE ? rc : m.huge;
 }
 
 int os_memfd(const char *name, uint64_t huge, int *fd) {

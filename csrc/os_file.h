@@ -23,8 +23,8 @@ int os_file_look(int fd, struct os_file *out);
 void os_file_mount(uint64_t device, char *out, size_t size);
 /* Bytes free in its file system; UINT64_MAX where that has no limit of its own (memfd, a tmpfs without size=). */
 uint64_t os_file_room(int fd);
-/* A tmpfs mounted with huge=: does a page fault get huge pages there, after MADV_HUGEPAGE? */
-bool os_file_huge_allowed(uint64_t device);
+/* A tmpfs mounted with huge=: does a page fault get huge pages there, after MADV_HUGEPAGE? 1 or 0, or -EMFILE, -ENFILE. */
+int os_file_huge_allowed(uint64_t device);
 
 /* An anonymous file in memory, on pages of `huge` bytes (0: ordinary ones). -ENOSYS, -EINVAL: not in this kernel. */
 int os_memfd(const char *name, uint64_t huge, int *fd);

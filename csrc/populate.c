@@ -32,11 +32,20 @@ struct work {
     uint64_t next;  /* atomic: the offset of the next piece */
     uint64_t done;  /* atomic */
     int32_t failed; /* atomic: the first -errno, which stops everybody */
+    uint32_t forks; /* those this process was the child of when it began */
+    unsigned helpers, counted; /* that run; that are in shared.helpers */
+    pthread_t helper[THREADS_MAX];
 };
 
-struct breath {
-    uint64_t worked, sleep_ns, looked;
-    bool neighbours;
+/* A thread at work. */
+struct worker {
+    struct work *work;
+    bool helps;
+    uint64_t asked; /* the caller: when `tick` was last called */
+    struct breath {
+        uint64_t worked, sleep_ns, looked;
+        bool neighbours;
+    } breath;
 };
 
 static void breathe(struct breath *b, uint64_t now, uint64_t spent) {
@@ -94,7 +103,7 @@ static bool choose(const struct populate *p, uint64_t n, bool touch, struct tria
 
 static int one_step(struct populate *p, char *at, uint64_t n, struct breath *b) {
     int rc = 0;
-    bool touch = p->touch && !__atomic_load_n(&p->preflight->oom_killer_off, __ATOMIC_RELAXED);
+    bool touch = p->touch && !preflight_oom_killer_off();
     /* A page of 1 GiB is cleared forward as it is, and for a small one a call costs more than it saves. */
     bool tail = p->page > OS_PAGE && (touch || (p->page == OS_HUGE && (p->write || !p->touchable)));
     struct trial *trial = NULL;
@@ -122,34 +131,77 @@ static void fail(struct work *w, int rc) {
 
 static uint64_t step_of(const struct populate *p) { return p->page > POPULATE_STEP ? p->page : POPULATE_STEP; }
 
-static int may_have(struct populate *p, uint64_t bytes) {
-    int rc = p->costs ? preflight_step(p->preflight, bytes * p->costs) : 0;
-    if (rc) __atomic_store_n(&p->refused, true, __ATOMIC_RELAXED);
+/* Whether to go on: what a helper finds, and what the program says. */
+static int ask(void *arg) {
+    struct worker *self = arg;
+    struct work *w = self->work;
+    const struct populate *p = w->plan;
+    int rc = __atomic_load_n(&w->failed, __ATOMIC_RELAXED);
+    if (rc || self->helps || !p->tick) return rc;
+    rc = p->tick(p->tick_arg, p->done + __atomic_load_n(&w->done, __ATOMIC_RELAXED), p->total);
+    bool forked = __atomic_load_n(p->fork_count, __ATOMIC_RELAXED) != w->forks;
+    if (forked && w->helpers && rc == 0) rc = -EINTR; /* their pieces were left half-done in the parent */
+    self->asked = os_now_ns();
     return rc;
 }
 
-static int one_piece(struct work *w, char *at, uint64_t n, struct breath *b) {
+static int begin_step(struct worker *self, uint64_t bytes, struct preflight_grant *grant) {
+    struct populate *p = self->work->plan;
+    if (!p->costs) return 0;
+    int rc = preflight_begin(p->preflight, bytes * p->costs, ask, self, grant);
+    if (rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE) __atomic_store_n(&p->refused, true, __ATOMIC_RELAXED);
+    return rc;
+}
+
+static void end_step(struct populate *p, uint64_t bytes, struct preflight_grant *grant) {
+    if (!p->costs) return;
+    preflight_end(grant);
+    uint64_t promised = __atomic_load_n(&p->promised, __ATOMIC_RELAXED), kept;
+    if (promised == 0) return;
+    do {
+        kept = promised < bytes * p->costs ? promised : bytes * p->costs;
+    } while (!__atomic_compare_exchange_n(&p->promised, &promised, promised - kept, true, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED));
+    if (kept) preflight_keep_promise(kept);
+}
+
+/* To prepare a piece is to allocate all of it. */
+static int one_prepared_piece(struct worker *self, char *at, uint64_t n) {
+    struct work *w = self->work;
     struct populate *p = w->plan;
+    struct preflight_grant grant;
     uint64_t step = step_of(p), part;
-    /* To prepare it is to allocate all of it. */
-    int rc = p->prepare ? may_have(p, n) : 0;
-    if (rc == 0 && p->prepare) rc = p->prepare(p->prepare_arg, at, n);
+    int rc = begin_step(self, n, &grant);
+    if (rc) return rc;
+    rc = p->prepare(p->prepare_arg, at, n);
     for (uint64_t done = 0; rc == 0 && done < n; done += part) {
         if (done && (rc = __atomic_load_n(&w->failed, __ATOMIC_RELAXED)) != 0) break;
         part = n - done < step ? n - done : step;
-        if (!p->prepare) rc = may_have(p, part);
-        if (rc == 0) rc = one_step(p, at + done, part, b);
+        rc = one_step(p, at + done, part, &self->breath);
     }
+    end_step(p, n, &grant);
+    return rc;
+}
+
+static int one_piece(struct worker *self, char *at, uint64_t n) {
+    struct populate *p = self->work->plan;
+    struct preflight_grant grant;
+    if (p->prepare) return one_prepared_piece(self, at, n);
+    int rc = begin_step(self, n, &grant);
+    if (rc) return rc;
+    rc = one_step(p, at, n, &self->breath);
+    end_step(p, n, &grant);
     return rc;
 }
 
 /* false: nothing is left, or something failed. */
-static bool claim_piece(struct work *w, struct breath *b) {
+static bool claim_piece(struct worker *self) {
+    struct work *w = self->work;
     if (__atomic_load_n(&w->failed, __ATOMIC_RELAXED)) return false;
     uint64_t at = __atomic_fetch_add(&w->next, w->step, __ATOMIC_RELAXED);
     if (at >= w->bytes) return false;
     uint64_t n = w->bytes - at < w->step ? w->bytes - at : w->step;
-    int rc = one_piece(w, w->base + at, n, b);
+    int rc = one_piece(self, w->base + at, n);
     if (rc)
         fail(w, rc);
     else
@@ -158,9 +210,8 @@ static bool claim_piece(struct work *w, struct breath *b) {
 }
 
 static void *help(void *arg) {
-    struct work *w = arg;
-    struct breath b = {.sleep_ns = 60000};
-    while (claim_piece(w, &b)) {
+    struct worker self = {.work = arg, .helps = true, .breath = {.sleep_ns = 60000}};
+    while (claim_piece(&self)) {
     }
     return NULL;
 }
@@ -186,37 +237,48 @@ static bool may_touch(const struct populate *p, const char *base, uint64_t bytes
     return os_residency(p->features, base, bytes, &there) == 0 && there.swapped == 0;
 }
 
-int populate_range(struct populate *p, char *base, uint64_t bytes) {
-    p->touch = may_touch(p, base, bytes);
-    struct work w = {.plan = p, .base = base, .bytes = bytes, .step = step_of(p)};
-    if (p->prepare && w.step < PREPARE_STEP) w.step = PREPARE_STEP;
-    struct breath b = {.sleep_ns = 60000};
-    pthread_t helper[THREADS_MAX];
-    unsigned helpers = 0, want = threads_for(p, bytes) - 1;
-    uint32_t forks = __atomic_load_n(p->fork_count, __ATOMIC_RELAXED);
-
+static void call_helpers(struct work *w) {
+    unsigned want = threads_for(w->plan, w->bytes) - 1;
     /* The helpers of a parent stayed with it. */
-    if (__atomic_exchange_n(&shared.forks, forks, __ATOMIC_RELAXED) != forks)
+    if (__atomic_exchange_n(&shared.forks, w->forks, __ATOMIC_RELAXED) != w->forks)
         __atomic_store_n(&shared.helpers, 0, __ATOMIC_RELAXED);
     /* Counted first, so that none of the helpers is taken for somebody else's thread. */
     __atomic_fetch_add(&shared.helpers, want, __ATOMIC_RELAXED);
-    while (helpers < want && os_thread(&helper[helpers], help, &w) == 0) helpers++; /* fewer are fine */
+    w->counted = want;
+    while (w->helpers < want && os_thread(&w->helper[w->helpers], help, w) == 0) w->helpers++; /* fewer are fine */
+}
 
-    uint64_t asked = os_now_ns();
-    bool forked = false;
-    while (claim_piece(&w, &b)) {
-        if (!p->tick || os_now_ns() - asked < TICK_NS) continue;
-        int rc = p->tick(p->tick_arg, p->done + __atomic_load_n(&w.done, __ATOMIC_RELAXED), p->total);
-        forked = __atomic_load_n(p->fork_count, __ATOMIC_RELAXED) != forks;
-        if (forked && helpers && rc == 0) rc = -EINTR; /* their pieces were left half-done in the parent */
-        if (rc) fail(&w, rc);
-        asked = os_now_ns();
+/* Also when the caller's thread is ended in `tick`, before its stack goes. */
+static void dismiss_helpers(void *arg) {
+    struct work *w = arg;
+    if (__atomic_load_n(w->plan->fork_count, __ATOMIC_RELAXED) != w->forks) return; /* they are not here */
+    /* While a piece is left nobody has come to the end: the caller's thread is being ended. */
+    if (__atomic_load_n(&w->next, __ATOMIC_RELAXED) < w->bytes) fail(w, -EINTR);
+    /* A step is short, so this waits for milliseconds; the helpers never wait for the GIL or a lock. */
+    for (unsigned i = 0; i < w->helpers; i++) pthread_join(w->helper[i], NULL);
+    __atomic_fetch_sub(&shared.helpers, w->counted, __ATOMIC_RELAXED);
+}
+
+static void do_own_part(struct work *w) {
+    struct worker self = {.work = w, .asked = os_now_ns(), .breath = {.sleep_ns = 60000}};
+    while (claim_piece(&self)) {
+        int rc = w->plan->tick && os_now_ns() - self.asked >= TICK_NS ? ask(&self) : 0;
+        if (rc) fail(w, rc);
     }
-    if (!forked) {
-        /* A step is short, so this waits for milliseconds; the helpers never wait for the GIL or a lock. */
-        for (unsigned i = 0; i < helpers; i++) pthread_join(helper[i], NULL);
-        __atomic_fetch_sub(&shared.helpers, want, __ATOMIC_RELAXED);
-    }
+}
+
+int populate_range(struct populate *p, char *base, uint64_t bytes) {
+    p->touch = may_touch(p, base, bytes);
+    struct work w = {.plan = p,
+                     .base = base,
+                     .bytes = bytes,
+                     .step = step_of(p),
+                     .forks = __atomic_load_n(p->fork_count, __ATOMIC_RELAXED)};
+    if (p->prepare && w.step < PREPARE_STEP) w.step = PREPARE_STEP;
+    call_helpers(&w);
+    pthread_cleanup_push(dismiss_helpers, &w);
+    do_own_part(&w);
+    pthread_cleanup_pop(1);
     p->done += __atomic_load_n(&w.done, __ATOMIC_RELAXED);
     return w.failed;
 }

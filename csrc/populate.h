@@ -10,7 +10,9 @@
  * - A populate call over the piece follows as the guarantee; on huge pages that are there it costs next to nothing, and it
  *   fills in small pages where no huge one was to be had.
  * - The populate call holds the mmap_lock, and takes it again before a waiting writer gets it; so where it does the
- *   work and the process has other threads, each 8 units of work are followed by 1 of sleep. */
+ *   work and the process has other threads, each 8 units of work are followed by 1 of sleep.
+ * - The helpers use what lies on the caller's stack. A caller that is ended in `tick` (pthread_exit, as CPython up to 3.13
+ *   ends daemon threads that ask for the GIL at interpreter exit) takes the helpers along before its stack goes. */
 #ifndef ARENA_POPULATE_H
 #define ARENA_POPULATE_H
 
@@ -25,7 +27,7 @@
 
 struct populate {
     const struct os_features *features;
-    struct preflight *preflight;
+    const struct preflight *preflight;
     unsigned threads;          /* 0: min(CPUs, 16, bytes / 64 MiB) */
     bool write;
     bool touchable;            /* private anonymous memory, where a touch hurts no more than the program's own */
@@ -37,7 +39,8 @@ struct populate {
     arena_tick tick;           /* called by the calling thread only, at least every 10 ms; may be NULL */
     void *tick_arg;
     uint64_t done, total;      /* what `tick` is told; done is advanced */
-    bool touch;   /* found out by populate_range */
+    uint64_t promised; /* atomic: bytes, of preflight_whole; kept step by step, and what is left is the caller's */
+    bool touch; /* found out by populate_range */
     bool refused; /* atomic: it was the preflight that said no */
     const uint32_t *fork_count; /* if it moves the helpers are gone: this is the child of a fork made in `tick` */
 };

@@ -2,218 +2,301 @@
 #include "preflight.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "os.h"
 
-#define BUDGET_NS 100000000u     /* neighbours move: a budget older than 0.1 s is not believed */
-#define SLACK ((uint64_t)1 << 20) /* page tables and the kernel's own per-CPU charges come on top */
+#define GOOD_FOR_NS 100000000u    /* neighbours move: what was seen 0.1 s ago is not believed */
+#define SHARE 64                  /* of what is left is given out without another look */
+#define NEAR ((uint64_t)16 << 20) /* and so many steps: then nothing is given out unseen */
+#define NEAR_STEPS 32u
+#define ONE_STEP ((uint64_t)2 << 20)
+#define SLACK ((uint64_t)1 << 20) /* the kernel's own per-CPU charges come on top */
+#define TABLES 128u               /* for so many bytes one of page tables and of a file's index, and some to spare */
+#define HEADROOM ((uint64_t)16 << 20) /* by default: what a traceback, an import and a log line take */
+#define HEADROOM_THREAD ((uint64_t)256 << 10)
+#define ASK_NS 10000000u
+#define POLL_US 200u
+#define LOCK_WAIT_NS 2000000000u     /* for another process that holds the lock, and has stopped perhaps */
+#define UNLOCKED_NS 10000000000u     /* then for so long nobody waits for it again */
+#define TURN_WAIT_NS 10000000000u
+#define IN_FLIGHT_WAIT_NS 1000000000u
+#define POLITE_NS 1000000000u
+#define NODES 64
+#define NOTHING INT64_MIN
 
-/* "key 123" in a file of such lines. */
-static uint64_t field(const char *text, const char *key) {
-    size_t n = strlen(key);
-    for (const char *at = text; at && *at; at = strchr(at, '\n'), at = at ? at + 1 : NULL) {
-        if (strncmp(at, "Node ", 5) == 0) at += strcspn(at + 5, " ") + 6; /* a node's meminfo: "Node 0 MemFree: 1 kB" */
-        if (strncmp(at, key, n) == 0 && (at[n] == ' ' || at[n] == ':')) return strtoull(at + n + 1, NULL, 10);
-    }
-    return 0;
-}
-
-/* A limit file's number. UINT64_MAX: none ("max", v1's huge number, no such file). */
-static uint64_t number(const char *dir, const char *file) {
-    char path[4096 + 96], text[64];
-    snprintf(path, sizeof path, "%s/%s", dir, file);
-    if (os_read(path, text, sizeof text) <= 0 || text[0] == 'm') return UINT64_MAX;
-    uint64_t n = strtoull(text, NULL, 10);
-    return n >= (uint64_t)1 << 62 ? UINT64_MAX : n;
-}
-
-/* Keeps the tightest limit. */
-static void narrow(const char *dir, const char *file, uint64_t limit, uint64_t usage, uint64_t cache,
-                   struct preflight_report *out) {
-    if (limit == UINT64_MAX) return;
-    uint64_t used = usage > cache ? usage - cache : 0, left = limit > used ? limit - used : 0;
-    if (left >= out->available) return;
-    out->available = left;
-    snprintf(out->where, sizeof out->where, "%.95s/%.60s", dir, file);
-}
-
-static uint64_t file_cache(const char *dir, bool v1) {
-    char path[4096 + 64], text[8192];
-    snprintf(path, sizeof path, "%s/memory.stat", dir);
-    if (os_read(path, text, sizeof text) <= 0) return 0;
-    return v1 ? field(text, "total_active_file") + field(text, "total_inactive_file")
-              : field(text, "active_file") + field(text, "inactive_file");
-}
-
-static void one_cgroup(const char *dir, bool v1, struct preflight_report *out) {
-    uint64_t limit = number(dir, v1 ? "memory.limit_in_bytes" : "memory.max");
-    uint64_t high = v1 ? UINT64_MAX : number(dir, "memory.high");
-    if (limit == UINT64_MAX && high == UINT64_MAX) return;
-    uint64_t usage = number(dir, v1 ? "memory.usage_in_bytes" : "memory.current");
-    if (usage == UINT64_MAX) return;
-    uint64_t cache = file_cache(dir, v1);
-    narrow(dir, v1 ? "memory.limit_in_bytes" : "memory.max", limit, usage, cache, out);
-    narrow(dir, "memory.high", high, usage, cache, out);
-    if (v1) {
-        char path[4096 + 64], text[256];
-        snprintf(path, sizeof path, "%s/memory.oom_control", dir);
-        if (os_read(path, text, sizeof text) > 0 && field(text, "oom_kill_disable")) out->oom_killer_off = true;
-    }
-}
-
-static void one_hugetlb_cgroup(const char *dir, bool v1, uint64_t page, struct preflight_report *out) {
-    char size[16], limit[64], usage[64];
-    uint64_t kib = page >> 10;
-    if (kib < 1024)
-        snprintf(size, sizeof size, "%lluKB", (unsigned long long)kib);
-    else if (kib < 1024 * 1024)
-        snprintf(size, sizeof size, "%lluMB", (unsigned long long)(kib >> 10));
-    else
-        snprintf(size, sizeof size, "%lluGB", (unsigned long long)(kib >> 20));
-    snprintf(limit, sizeof limit, v1 ? "hugetlb.%s.limit_in_bytes" : "hugetlb.%s.max", size);
-    snprintf(usage, sizeof usage, v1 ? "hugetlb.%s.usage_in_bytes" : "hugetlb.%s.current", size);
-    uint64_t used = number(dir, usage);
-    if (used != UINT64_MAX) narrow(dir, limit, number(dir, limit), used, 0, out);
-}
-
-/* From this process's cgroup up to the mount point of the hierarchy. In a container the mount shows a subtree (`root`),
- * and the path of /proc/self/cgroup may begin above it. `page`: of hugetlb; 0: memory. */
-static void walk(const char *mount, const char *root, const char *path, bool v1, uint64_t page,
-                 struct preflight_report *out) {
-    char dir[4096];
-    size_t skip = strcmp(root, "/") == 0 ? 0 : strlen(root);
-    if (skip && strncmp(path, root, skip) != 0) skip = strlen(path);
-    int n = snprintf(dir, sizeof dir, "%s%s", mount, path + skip);
-    if (n < 0 || (size_t)n >= sizeof dir) return;
-    size_t top = strlen(mount);
-    for (;;) {
-        size_t len = strlen(dir);
-        while (len > top && dir[len - 1] == '/') dir[--len] = 0;
-        if (page)
-            one_hugetlb_cgroup(dir, v1, page, out);
-        else
-            one_cgroup(dir, v1, out);
-        if (len <= top) return;
-        *strrchr(dir, '/') = 0;
-    }
-}
-
-/* The path of this process in a hierarchy, from /proc/self/cgroup: "5:memory:/a/b" or "0::/a/b". */
-static bool own_path(const char *cgroups, bool v1, const char *controller, char *out, size_t size) {
-    size_t length = strlen(controller);
-    for (const char *line = cgroups; line && *line; line = strchr(line, '\n'), line = line ? line + 1 : NULL) {
-        const char *first = strchr(line, ':'), *second = first ? strchr(first + 1, ':') : NULL;
-        const char *end = line + strcspn(line, "\n");
-        if (!second || second > end) continue;
-        bool match = !v1 && second == first + 1;
-        if (v1) { /* a comma-separated list of controllers, one of them this */
-            for (const char *at = first + 1; at < second; at += strcspn(at, ",:") + 1)
-                if (strncmp(at, controller, length) == 0 && (at[length] == ',' || at[length] == ':')) match = true;
-        }
-        if (!match) continue;
-        size_t n = (size_t)(end - second - 1);
-        if (n >= size) return false;
-        memcpy(out, second + 1, n);
-        out[n] = 0;
-        return true;
-    }
-    return false;
-}
-
-struct search {
-    const char *controller;
-    uint64_t page;
-    const char *own; /* /proc/self/cgroup */
-    struct preflight_report *out;
+/* What may be given out without a look: what is left, down to `floor`. */
+struct account {
+    int64_t left, floor; /* atomic */
+    uint64_t good_for;   /* atomic: until this time (ns) */
+    uint64_t keep;       /* atomic: the default headroom, with slack */
 };
 
-/* "36 35 98:0 /root /mount/point options - type source superoptions" */
-static bool one_mount(void *arg, char *line) {
-    const struct search *s = arg;
-    char *dash = strstr(line, " - cgroup");
-    if (!dash) return true;
-    bool v1 = dash[9] == ' ';
-    if (v1) {
-        size_t length = strlen(s->controller);
-        char *super = strrchr(dash, ' '), *found = super ? strstr(super, s->controller) : NULL;
-        if (!found || (found[length] != 0 && found[length] != ',')) return true;
+static struct {
+    struct account account[1 + NODES]; /* [0] memory of any node */
+    uint32_t used;                     /* atomic: accounts beyond the first that were ever used */
+    uint64_t in_flight, promised;      /* atomic */
+    uint32_t turn;                     /* atomic: 1: some thread has it */
+    uint64_t unlocked_until, polite_until; /* atomic: see above; others wait for the lock */
+    bool oom_killer_off;               /* atomic */
+    bool ready;                        /* atomic: the files of the limits are open */
+} state = {.account = {{.left = NOTHING}}};
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* Threads that had something in flight, or the turn, are not in the child of a fork. */
+static void child(void) {
+    for (int i = 0; i <= NODES; i++) state.account[i].left = NOTHING;
+    state.in_flight = state.promised = 0;
+    state.turn = 0;
+    state.ready = false;
+}
+
+static void install(void) {
+    for (int i = 0; i <= NODES; i++) state.account[i].left = NOTHING;
+    (void)pthread_atfork(NULL, NULL, child);
+}
+
+static uint64_t load(const uint64_t *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
+static void store(uint64_t *at, uint64_t value) { __atomic_store_n(at, value, __ATOMIC_SEQ_CST); }
+static uint64_t less(uint64_t a, uint64_t b) { return a > b ? a - b : 0; }
+static uint64_t with_tables(uint64_t bytes) {
+    return bytes > UINT64_MAX - bytes / TABLES ? UINT64_MAX : bytes + bytes / TABLES;
+}
+
+/* Not below 0: in the child of a fork that was made in a tick the account began anew. */
+static void take_off(uint64_t *at, uint64_t bytes) {
+    uint64_t had = load(at);
+    while (!__atomic_compare_exchange_n(at, &had, less(had, bytes), true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
     }
-    char root[1024], mount[1024], path[4096];
-    if (sscanf(line, "%*s %*s %*s %1023s %1023s", root, mount) == 2 &&
-        own_path(s->own, v1, s->controller, path, sizeof path))
-        walk(mount, root, path, v1, s->page, s->out);
+}
+
+static struct account *account_of(const struct preflight *p) {
+    if (p->node < 0) return &state.account[0];
+    __atomic_store_n(&state.used, NODES, __ATOMIC_RELAXED);
+    return &state.account[1 + p->node % NODES]; /* the 65th shares the first's, which is only careful */
+}
+
+/* What is to be left by this reservation. */
+static uint64_t keep_of(const struct preflight *p, uint64_t by_default) {
+    if (p->by_default) return by_default;
+    return p->headroom < UINT64_MAX - SLACK ? p->headroom + SLACK : UINT64_MAX;
+}
+
+static uint64_t default_keep(uint64_t limit) {
+    uint64_t bytes = HEADROOM + HEADROOM_THREAD * os_threads();
+    return SLACK + (bytes < limit / 8 ? bytes : limit / 8);
+}
+
+/* --- looking ------------------------------------------------------------------------------------------------------ */
+
+/* Under the gate (machine_enter): from now on nothing is granted without a look, so what is in flight is known; *in_flight.
+ * That is read before the kernel's figures: what ends in between is counted twice, and never not at all. */
+static int look(const struct preflight *p, uint64_t near, struct machine_look *seen, uint64_t *in_flight) {
+    for (uint32_t i = 0; i <= __atomic_load_n(&state.used, __ATOMIC_RELAXED); i++)
+        (void)__atomic_exchange_n(&state.account[i].left, NOTHING, __ATOMIC_SEQ_CST);
+    *in_flight = load(&state.in_flight);
+    int rc = machine_look(p->node, near, seen);
+    if (rc == 0) __atomic_store_n(&state.oom_killer_off, seen->oom_killer_off, __ATOMIC_RELAXED);
+    return rc;
+}
+
+static void report(struct preflight_report *out, const struct machine_look *seen, uint64_t keep) {
+    out->available = seen->available == UINT64_MAX ? UINT64_MAX : less(seen->available, keep);
+    memcpy(out->where, seen->where, sizeof out->where);
+}
+
+/* `granted`: of what was seen, to somebody. */
+static void open_account(struct account *a, const struct machine_look *seen, uint64_t taken, uint64_t keep) {
+    uint64_t left = less(seen->available, taken);
+    if (left > (uint64_t)1 << 50) left = (uint64_t)1 << 50;
+    store(&a->keep, keep);
+    store(&a->good_for, os_now_ns() + GOOD_FOR_NS);
+    __atomic_store_n(&a->floor, (int64_t)(left - left / SHARE), __ATOMIC_SEQ_CST);
+    __atomic_store_n(&a->left, (int64_t)left, __ATOMIC_SEQ_CST);
+}
+
+static bool take(struct account *a, const struct preflight *p, uint64_t bytes) {
+    if (bytes > INT64_MAX) return false;
+    int64_t left = __atomic_load_n(&a->left, __ATOMIC_SEQ_CST), want = (int64_t)bytes;
+    do {
+        if (left < want || left - want < __atomic_load_n(&a->floor, __ATOMIC_SEQ_CST)) return false;
+        if ((uint64_t)(left - want) < keep_of(p, load(&a->keep)) || os_now_ns() >= load(&a->good_for)) return false;
+    } while (!__atomic_compare_exchange_n(&a->left, &left, left - want, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     return true;
 }
 
-static void cgroups(uint64_t page, struct preflight_report *out) {
-    char own[8192];
-    struct search s = {.controller = page ? "hugetlb" : "memory", .page = page, .own = own, .out = out};
-    if (os_read("/proc/self/cgroup", own, sizeof own) <= 0) return;
-    (void)os_each_line("/proc/self/mountinfo", one_mount, &s);
+int preflight_read(const struct preflight *p, struct preflight_report *out) {
+    struct machine_look seen;
+    machine_enter();
+    int rc = machine_look(p->node, 0, &seen);
+    machine_leave();
+    report(out, &seen, keep_of(p, default_keep(seen.limit)));
+    return rc;
 }
 
-void preflight_hugetlb(uint64_t page, struct preflight_report *out) {
-    *out = (struct preflight_report){.available = UINT64_MAX};
-    cgroups(page, out);
+int preflight_init(struct preflight *p, uint64_t headroom, bool by_default, int node, struct preflight_report *out) {
+    *p = (struct preflight){.headroom = headroom, .by_default = by_default, .node = node};
+    pthread_once(&once, install);
+    if (__atomic_load_n(&state.ready, __ATOMIC_RELAXED) && node < 0) return 0;
+    int rc = preflight_read(p, out);
+    if (rc == 0) __atomic_store_n(&state.ready, true, __ATOMIC_RELAXED);
+    return rc;
 }
 
-/* Memory bound to a node is not taken from another: past it there is the OOM killer. */
-static void one_node(int node, struct preflight_report *out) {
-    char path[64], text[4096];
-    snprintf(path, sizeof path, "/sys/devices/system/node/node%d/meminfo", node);
-    if (os_read(path, text, sizeof text) <= 0) return;
-    uint64_t left = (field(text, "MemFree") + field(text, "Active(file)") + field(text, "Inactive(file)")) << 10;
-    if (left >= out->available) return;
-    out->available = left;
-    snprintf(out->where, sizeof out->where, "%s", path);
+/* --- a commit as a whole ------------------------------------------------------------------------------------------ */
+
+static bool promise(uint64_t need, uint64_t room, uint64_t keep) {
+    /* Added first, so that of two who ask at once not both are promised the same bytes. */
+    uint64_t all = __atomic_add_fetch(&state.promised, need, __ATOMIC_SEQ_CST);
+    if (all >= need && less(room, keep) >= all) return true;
+    take_off(&state.promised, need);
+    return false;
 }
 
-void preflight_read(const struct preflight *p, struct preflight_report *out) {
-    char text[2048];
-    memset(out, 0, sizeof *out);
-    out->available = UINT64_MAX;
-    if (os_read("/proc/meminfo", text, sizeof text) > 0 && strstr(text, "MemAvailable")) {
-        out->available = field(text, "MemAvailable") << 10;
-        snprintf(out->where, sizeof out->where, "/proc/meminfo MemAvailable");
+int preflight_whole(const struct preflight *p, uint64_t bytes, uint64_t *promised, struct preflight_report *out) {
+    struct account *a = account_of(p);
+    uint64_t need = with_tables(bytes);
+    int64_t left = __atomic_load_n(&a->left, __ATOMIC_SEQ_CST);
+    *promised = 0;
+    /* The step asks for it at once, and whether what was seen is too old. */
+    if (bytes <= ONE_STEP && left > 0 && need < (uint64_t)left && (uint64_t)left - need > keep_of(p, load(&a->keep)))
+        return 0;
+    *promised = bytes;
+    if (left > 0 && os_now_ns() < load(&a->good_for) && need < (uint64_t)left / 2 &&
+        promise(need, (uint64_t)left, keep_of(p, load(&a->keep))))
+        return 0;
+    struct machine_look seen;
+    uint64_t in_flight;
+    machine_enter();
+    int rc = look(p, 0, &seen, &in_flight);
+    uint64_t usual = default_keep(seen.limit), keep = keep_of(p, usual);
+    report(out, &seen, keep);
+    if (rc == 0 && seen.available != UINT64_MAX) {
+        if (!promise(need, seen.available, keep)) {
+            rc = -ENOMEM;
+            out->available = less(out->available, load(&state.promised));
+        }
+        uint64_t room = less(seen.available, in_flight);
+        if (room > NEAR) open_account(a, &seen, in_flight, usual);
+    } else if (rc == 0) {
+        (void)__atomic_add_fetch(&state.promised, need, __ATOMIC_SEQ_CST);
+        open_account(a, &seen, 0, usual);
     }
-    if (p->node >= 0) one_node(p->node, out);
-    cgroups(0, out);
-    uint64_t keep = p->headroom < UINT64_MAX - SLACK ? p->headroom + SLACK : UINT64_MAX;
-    if (out->available != UINT64_MAX) out->available = out->available > keep ? out->available - keep : 0;
+    machine_leave();
+    if (rc) *promised = 0;
+    return rc;
 }
 
-void preflight_init(struct preflight *p, uint64_t headroom, int node) {
-    *p = (struct preflight){.headroom = headroom, .node = node};
-}
+void preflight_keep_promise(uint64_t bytes) { take_off(&state.promised, with_tables(bytes)); }
 
-static int refill(struct preflight *p, uint64_t bytes, struct preflight_report *out) {
-    preflight_read(p, out);
-    __atomic_store_n(&p->oom_killer_off, out->oom_killer_off, __ATOMIC_RELAXED);
-    if (out->available < bytes) {
-        __atomic_store_n(&p->budget, 0, __ATOMIC_RELAXED);
-        return -ENOMEM;
+/* --- a step ------------------------------------------------------------------------------------------------------- */
+
+/* What a look has come to. */
+enum verdict { GRANTED, REFUSED, TAKE_TURNS, WAIT };
+
+static enum verdict judge(const struct preflight *p, struct preflight_grant *g, bool alone, int *rc) {
+    struct machine_look seen;
+    uint64_t in_flight, near = NEAR + NEAR_STEPS * g->bytes, guess = load(&state.in_flight);
+    *rc = look(p, near + g->bytes + guess, &seen, &in_flight);
+    if (*rc) return REFUSED;
+    uint64_t usual = default_keep(seen.limit), keep = keep_of(p, usual), room = less(seen.available, in_flight);
+    bool is_near = room < near + g->bytes, enough = less(room, keep) >= g->bytes;
+    *rc = -ENOMEM;
+    if (less(seen.available, keep) < g->bytes || (!enough && in_flight == 0)) return REFUSED;
+    if (is_near && !alone && !g->turn) {
+        g->lockable = seen.lockable;
+        return TAKE_TURNS;
     }
-    /* Near a limit the budget is small and is read again soon. */
-    uint64_t budget = out->available / 8;
-    if (budget < bytes) budget = 0;
-    if (budget > (uint64_t)1 << 40) budget = (uint64_t)1 << 40;
-    __atomic_store_n(&p->budget, (int64_t)budget, __ATOMIC_RELAXED);
-    __atomic_store_n(&p->good_for, os_now_ns() + BUDGET_NS, __ATOMIC_RELAXED);
-    return 0;
+    if (!enough) return WAIT;
+    *rc = 0;
+    (void)__atomic_add_fetch(&state.in_flight, g->bytes, __ATOMIC_SEQ_CST);
+    if (!is_near) open_account(account_of(p), &seen, in_flight + g->bytes, usual);
+    return GRANTED;
 }
 
-static bool fresh(const struct preflight *p) { return os_now_ns() < __atomic_load_n(&p->good_for, __ATOMIC_RELAXED); }
-
-int preflight_whole(struct preflight *p, uint64_t bytes, struct preflight_report *out) {
-    if (bytes <= INT64_MAX && __atomic_load_n(&p->budget, __ATOMIC_RELAXED) >= (int64_t)bytes && fresh(p)) return 0;
-    return refill(p, bytes, out);
+static void drop_turn(struct preflight_grant *g) {
+    if (g->locked) machine_unlock(g->lockable);
+    if (g->turn) {
+        __atomic_store_n(&state.turn, 0, __ATOMIC_SEQ_CST);
+        os_wake_all(&state.turn);
+    }
+    g->turn = g->locked = false;
 }
 
-int preflight_step(struct preflight *p, uint64_t bytes) {
-    if (__atomic_fetch_sub(&p->budget, (int64_t)bytes, __ATOMIC_RELAXED) >= (int64_t)bytes && fresh(p)) return 0;
-    struct preflight_report report;
-    return refill(p, bytes, &report);
+struct waiting {
+    preflight_ask ask;
+    void *arg;
+    uint64_t began, asked;
+};
+
+/* Without the turn: what is asked may be a program's own code, which may commit, or fork. */
+static int wait_a_little(struct waiting *w) {
+    if (__atomic_load_n(&state.turn, __ATOMIC_SEQ_CST))
+        os_wait(&state.turn, 1, 1000000);
+    else
+        os_sleep_us(POLL_US);
+    uint64_t now = os_now_ns();
+    if (!w->ask || now - w->asked < ASK_NS) return 0;
+    w->asked = now;
+    return w->ask(w->arg);
 }
+
+/* 0, with the turn or (*alone) without it. */
+static int take_turn(struct preflight_grant *g, struct waiting *w, bool *alone) {
+    for (;;) {
+        uint64_t now = os_now_ns();
+        if (__atomic_exchange_n(&state.turn, 1, __ATOMIC_SEQ_CST) == 0) {
+            g->turn = true;
+            int rc = now < load(&state.unlocked_until) ? -EBADF : machine_lock(g->lockable);
+            g->locked = rc == 0;
+            if (rc != -EWOULDBLOCK) return 0;
+            store(&state.polite_until, now + POLITE_NS);
+            if (now - w->began > LOCK_WAIT_NS) {
+                store(&state.unlocked_until, now + UNLOCKED_NS);
+                return 0;
+            }
+            drop_turn(g);
+            os_sleep_us(POLL_US);
+        } else if (now - w->began > TURN_WAIT_NS) {
+            *alone = true;
+            return 0;
+        }
+        int rc = wait_a_little(w);
+        if (rc) return rc;
+    }
+}
+
+int preflight_begin(const struct preflight *p, uint64_t bytes, preflight_ask ask, void *arg,
+                    struct preflight_grant *g) {
+    *g = (struct preflight_grant){.bytes = with_tables(bytes), .lockable = -1};
+    (void)__atomic_add_fetch(&state.in_flight, g->bytes, __ATOMIC_SEQ_CST);
+    if (take(account_of(p), p, g->bytes)) return 0;
+    take_off(&state.in_flight, g->bytes);
+
+    uint64_t now = os_now_ns();
+    struct waiting w = {.ask = ask, .arg = arg, .began = now, .asked = now};
+    bool alone = false;
+    for (;;) {
+        int rc;
+        machine_enter();
+        enum verdict verdict = judge(p, g, alone, &rc);
+        machine_leave();
+        if (verdict == GRANTED) return 0;
+        if (verdict == TAKE_TURNS && (rc = take_turn(g, &w, &alone)) == 0) continue;
+        drop_turn(g);
+        if (verdict != WAIT) return rc;
+        rc = os_now_ns() - w.began < IN_FLIGHT_WAIT_NS ? wait_a_little(&w) : -ENOMEM;
+        if (rc) return rc;
+    }
+}
+
+void preflight_end(struct preflight_grant *g) {
+    bool turn = g->turn, locked = g->locked;
+    take_off(&state.in_flight, g->bytes);
+    drop_turn(g);
+    /* flock is not fair: whoever takes it again at once keeps the others waiting. */
+    if (turn && locked && os_now_ns() < load(&state.polite_until)) os_sleep_us(2 * POLL_US);
+}
+
+bool preflight_oom_killer_off(void) { return __atomic_load_n(&state.oom_killer_off, __ATOMIC_RELAXED); }

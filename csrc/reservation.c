@@ -84,8 +84,13 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
         if (r->backing.kind->pool && c->fork == ARENA_FORK_AUTO && !c->shared) r->fork = OS_FORK_DROP;
         r->page_shift = (unsigned)__builtin_ctzll(r->backing.page);
         r->pages = r->backing.bytes >> r->page_shift;
-        preflight_init(&r->preflight, c->headroom, r->backing.node);
-        if (c->name && !(r->name = strdup(c->name))) rc = -ENOMEM;
+        struct preflight_report report;
+        rc = preflight_init(&r->preflight, c->headroom, !c->headroom_given, r->backing.node, &report);
+        if (rc) {
+            op = "preflight";
+            memcpy(where, report.where, sizeof where);
+        }
+        if (rc == 0 && c->name && !(r->name = strdup(c->name))) rc = -ENOMEM;
         if (rc == 0 && r->fork == OS_FORK_WIPE && (r->backing.mapping.fd >= 0 || r->backing.kind->pool)) {
             rc = -EINVAL;
             op = "fork";

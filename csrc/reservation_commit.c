@@ -54,6 +54,15 @@ int reservation_lock_pages(struct reservation *r, uint64_t first, uint64_t end) 
 
 static bool is_to_be_locked(const struct reservation *r) { return r->mlocks || lockall_commits(); }
 
+/* Bytes of the machine's memory for each byte committed. A file's pages cost nothing, for the kernel takes them back when
+ * it needs to; not so those that are locked. */
+static unsigned costs_of(const struct reservation *r, bool write) {
+    const struct backing_kind *kind = r->backing.kind;
+    unsigned costs = write ? kind->write_costs : kind->read_costs;
+    bool of_a_file = r->backing.mapping.fd >= 0 && !r->backing.mapping.device && !kind->pool;
+    return costs == 0 && of_a_file && is_to_be_locked(r) ? 1 : costs;
+}
+
 static int lock_pages(struct reservation *r, uint64_t first, uint64_t end) {
     return is_to_be_locked(r) ? reservation_lock_pages(r, first, end) : 0;
 }
@@ -218,7 +227,7 @@ static struct populate plan(struct reservation *r, struct preparation *how, unsi
                              .write = how->write,
                              .touchable = kind->touchable,
                              .page = r->backing.page,
-                             .costs = how->write ? kind->write_costs : kind->read_costs,
+                             .costs = costs_of(r, how->write),
                              .prepare = r->backing.mapping.fd >= 0 ? prepare : NULL,
                              .prepare_arg = how,
                              .tick = tick,
@@ -259,12 +268,21 @@ static int explain_commit(struct reservation *r, struct arena_error *e, int rc, 
         memcpy(e->where, report->where, sizeof e->where);
         return rc;
     }
+    if (strcmp(op, "mprotect") == 0 && rc == -ENOMEM) {
+        struct machine_look charge;
+        machine_charge(requested, &charge);
+        e->available = charge.available;
+        memcpy(e->where, charge.where, sizeof e->where);
+        if (charge.available != UINT64_MAX) return rc;
+    }
     rc = backing_explain(&r->backing, rc, offset + bytes, requested, e);
     e->err = -rc;
-    if (e->available == UINT64_MAX && (rc == -ENOMEM || rc == -EFAULT) && r->backing.kind->write_costs) {
+    unsigned costs = costs_of(r, true);
+    bool no_descriptor = rc == -EMFILE || rc == -ENFILE;
+    if (e->available == UINT64_MAX && (rc == -ENOMEM || rc == -EFAULT || no_descriptor) && costs) {
         struct preflight_report machine;
-        preflight_read(&r->preflight, &machine);
-        e->available = machine.available == UINT64_MAX ? UINT64_MAX : machine.available / r->backing.kind->write_costs;
+        if (preflight_read(&r->preflight, &machine) == 0 && no_descriptor) return rc;
+        e->available = no_descriptor || machine.available == UINT64_MAX ? UINT64_MAX : machine.available / costs;
         memcpy(e->where, machine.where, sizeof e->where);
     }
     return rc;
@@ -280,14 +298,19 @@ static int explain_wait(struct reservation *r, const struct reservation_op *op, 
 }
 
 /* Nothing is begun that is known to be too much: for the machine or the cgroup, or for what the backing itself has left.
- * `absent`: bytes of which the backing has nothing yet. */
-static int preflight(struct reservation *r, uint64_t bytes, uint64_t absent, bool write,
+ * `absent`: bytes of which the backing has nothing yet. *promised: see preflight_whole. */
+static int preflight(struct reservation *r, uint64_t bytes, uint64_t absent, bool write, uint64_t *promised,
                      struct preflight_report *report) {
-    unsigned costs = write ? r->backing.kind->write_costs : r->backing.kind->read_costs;
-    int rc = costs ? preflight_whole(&r->preflight, bytes > UINT64_MAX / costs ? bytes : bytes * costs, report) : 0;
+    unsigned costs = costs_of(r, write);
+    uint64_t want = costs && bytes > UINT64_MAX / costs ? bytes : bytes * costs;
+    *promised = 0;
+    int rc = want ? preflight_whole(&r->preflight, want, promised, report) : 0;
+    if (rc && rc != -ENOMEM) report->available = UINT64_MAX; /* it could not be read */
     if (rc && report->available != UINT64_MAX) report->available /= costs;
     struct arena_error full;
     if (rc || (rc = backing_preflight(&r->backing, absent, &full)) == 0) return rc;
+    preflight_keep_promise(*promised);
+    *promised = 0;
     report->available = full.available;
     memcpy(report->where, full.where, sizeof report->where);
     return rc;
@@ -295,8 +318,23 @@ static int preflight(struct reservation *r, uint64_t bytes, uint64_t absent, boo
 
 int reservation_preflight(struct reservation *r, uint64_t offset, uint64_t bytes, struct arena_error *error) {
     struct preflight_report report = {.available = UINT64_MAX};
-    int rc = preflight(r, bytes, bytes, true, &report);
+    uint64_t promised;
+    int rc = preflight(r, bytes, bytes, true, &promised, &report);
+    if (promised) preflight_keep_promise(promised);
     return rc ? explain_commit(r, error, rc, "preflight", offset, bytes, bytes, &report) : 0;
+}
+
+/* Bytes of the present pages of [first, end) that a fork has made copy-on-write, and the child still has: to have them
+ * writable takes as much again. */
+static int shared_by_fork(const struct reservation *r, uint64_t first, uint64_t end, uint64_t *out) {
+    int rc = 0;
+    *out = 0;
+    for (uint64_t from = first; rc == 0 && from < end;) {
+        uint64_t start = bit_next(r->present, from, end, true);
+        from = bit_next(r->present, start, end, false);
+        if (from > start) rc = os_mapped_by_others(at_page(r, start), bytes_of(r, from - start), out);
+    }
+    return rc;
 }
 
 int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
@@ -346,9 +384,11 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     const char *step = "preflight";
     uint32_t generation = 0;
     uint64_t lacking = bytes_of(r, pages - bit_count(map, op.first, op.end));
-    /* What a fork has made copy-on-write, and the child still has, is wanted a second time. */
-    if (again && !r->backing.kind->shared) lacking += os_mapped_by_others(at_page(r, op.first), bytes_of(r, pages));
-    int rc = preflight(r, lacking, bytes_of(r, pages - bit_count(r->present, op.first, op.end)), write, &report);
+    uint64_t shared = 0;
+    int rc = again && !r->backing.kind->shared ? shared_by_fork(r, op.first, op.end, &shared) : 0;
+    if (rc == 0)
+        rc = preflight(r, lacking + shared, bytes_of(r, pages - bit_count(r->present, op.first, op.end)), write,
+                       &p.promised, &report);
     bool refused = rc != 0;
     if (rc == 0) {
         step = "wait";
@@ -370,6 +410,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
         reservation_forget_made(r, &op);
     }
     op_unlock_peers(r, &op);
+    if (p.promised) preflight_keep_promise(p.promised);
 
     lock_take(&r->lock);
     while (rc == 0 && generation != lockall_generation()) {
@@ -431,8 +472,17 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     struct preparation how = {.r = r, .op = &op, .write = true}, reading = {.r = r, .op = &op, .write = false};
     struct populate p = plan(r, &how, threads, tick, arg);
     p.total = bytes_of(r, bit_count(all ? r->present : r->writable, op.first, op.end));
-    const char *step = "wait";
-    int rc = op_lock_peers(r, &op, tick, arg);
+    struct preflight_report report = {.available = UINT64_MAX};
+    const char *step = "preflight";
+    uint64_t shared;
+    int rc = shared_by_fork(r, op.first, op.end, &shared);
+    if (rc == 0) rc = preflight(r, shared, 0, true, &p.promised, &report);
+    bool refused = rc != 0;
+    if (shared == 0) p.costs = 0; /* all of it is there, and the process's own */
+    if (rc == 0) {
+        step = "wait";
+        rc = op_lock_peers(r, &op, tick, arg);
+    }
     if (rc == 0) rc = populate_pages(r, &op, r->writable, HAVING, &p, &step);
     if (rc == 0 && all) {
         struct populate read = plan(r, &reading, threads, tick, arg);
@@ -443,11 +493,14 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     }
     reservation_forget_made(r, &op);
     op_unlock_peers(r, &op);
+    if (p.promised) preflight_keep_promise(p.promised);
     lock_take(&r->lock);
     if (rc == 0 && op.first == 0 && op.end >= r->top) r->private_epoch = epoch;
     op_end(r, &op);
     if (rc && strcmp(step, "wait") == 0) return explain_wait(r, &op, rc, error);
-    return rc ? explain_commit(r, error, rc, step, offset, bytes_of(r, op.end) - offset, p.total, NULL) : 0;
+    return rc ? explain_commit(r, error, rc, step, offset, bytes_of(r, op.end) - offset, p.total,
+                               refused ? &report : NULL)
+              : 0;
 }
 
 int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsigned threads, arena_tick tick,

@@ -278,9 +278,9 @@ def memory_limit(nbytes: int, inside: Machine | None = None) -> Machine:
     return machine
 
 
-def hugetlb_limit(nbytes: int, inside: Machine) -> Machine:
+def hugetlb_limit(nbytes: int, inside: Machine, reserved: bool = False) -> Machine:
     """A hugetlb cgroup with this limit, for a child on another machine of these. Where no hierarchy has the controller,
-    it is mounted."""
+    it is mounted. `reserved`: the limit on reservations, which runc sets, and which pages without one count for too."""
 
     @contextlib.contextmanager
     def machine(at: Path) -> Iterator[Place]:
@@ -300,7 +300,10 @@ def hugetlb_limit(nbytes: int, inside: Machine) -> Machine:
             else:
                 skip("a kernel without the hugetlb cgroup")
             group = stack.enter_context(_group(parent, "hugetlb"))
-            (group / limit).write_text(str(nbytes))
+            file = group / (limit.replace(".2MB.", ".2MB.rsvd.") if reserved else limit)
+            if not file.exists():
+                skip(f"a kernel without {file.name}")
+            file.write_text(str(nbytes))
             yield Place(place.path, (*place.cgroups, group))
 
     return machine

@@ -168,7 +168,7 @@ def test_a_memory_cgroup(cgroup: MemoryCgroup) -> None:
         """
         from arena import Arena, CommitError
         try:
-            Arena("4GiB").alloc("1GiB")
+            Arena("4GiB", headroom=0).alloc("1GiB")
         except CommitError as error:
             print(error.available, str(error).partition("available (")[2].partition(")")[0])
         """,

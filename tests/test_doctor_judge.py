@@ -146,6 +146,7 @@ TABLE: list[tuple[str, Facts, str, str]] = [
         "memory cgroup",
         "bbbb",
     ),
+    ("a cgroup that cannot be seen", replace(PERFECT, unread={"memory cgroup": "no mount"}), "memory cgroup", "llll"),
     (
         "memory.high",
         replace(PERFECT, memory_groups=(MemoryGroup("/sys/fs/cgroup/memory.high", GIB, MIB, 0),)),

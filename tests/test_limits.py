@@ -77,7 +77,7 @@ for name in (b"cgroup", b"mountinfo"):
     below = os.environb[b"FILES"] + b"/" + name
     must(libc.mount(below, b"/proc/%d/%s" % (os.getpid(), name), None, 0x1000, None))
 from arena import Arena, CommitError
-a = Arena("4GiB")
+a = Arena("4GiB", headroom=0)
 try:
     a.alloc("1GiB")
 except CommitError as error:
@@ -317,3 +317,48 @@ def test_errors_carry_their_numbers() -> None:
         assert error.hint
     else:
         raise AssertionError("no error")
+
+
+def test_under_rlimit_data_what_is_available_is_what_it_leaves(child: Callable[..., str]) -> None:
+    child(
+        """
+        import resource
+        from arena import Arena, CommitError
+        def used(): return int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) << 10
+        limit = used() + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        a = Arena("1GiB", pages="4K")
+        try:
+            a.alloc("512MiB")
+        except CommitError as error:
+            assert abs(error.available - (limit - used())) < 4 << 20, error
+            assert "RLIMIT_DATA" in error.hint and "(RLIMIT_DATA)" in str(error), error
+        else:
+            raise SystemExit("no error")
+        """
+    )
+
+
+def test_overcommit_mode_2_says_what_is_left_of_the_charge(
+    overcommit: Callable[[int], object], child: Callable[..., str]
+) -> None:
+    overcommit(2)
+    child(
+        """
+        from arena import Arena, CommitError
+        import os
+        memory = os.sysconf("SC_PHYS_PAGES") * 4096
+        text = open("/proc/meminfo").read()
+        limit, charged = (int(text.split(key)[1].split()[0]) << 10 for key in ("CommitLimit:", "Committed_AS:"))
+        free = int(text.split("MemAvailable:")[1].split()[0]) << 10
+        want = limit - charged + (64 << 20)
+        if want > free - (1 << 30):
+            raise SystemExit(0)  # the machine's memory is the tighter limit
+        try:
+            Arena("1TiB").alloc(want)
+        except CommitError as error:
+            assert "CommitLimit" in str(error) and error.available < want, error
+        else:
+            raise SystemExit("no error")
+        """
+    )

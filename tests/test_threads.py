@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 import sysconfig
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from conftest import MIB
+from conftest import MIB, run_child
 
 from arena import Arena, ArenaFullError, Block
 
@@ -137,3 +139,65 @@ def test_resets_between() -> None:
 def test_the_gil_stays_off() -> None:
     enabled: Callable[[], bool] = vars(sys)["_is_gil_enabled"]
     assert not enabled()
+
+
+BIG_TLS = """
+static __thread char big[SIZE] __attribute__((tls_model("initial-exec")));
+__attribute__((constructor)) static void touch(void) { big[0] = 1; }
+char *big_tls(void) { return big; }
+"""
+
+
+@pytest.mark.parametrize("size", [80 << 10, 1 << 20])
+def test_helpers_have_room_beside_static_tls(tmp_path: Path, size: int) -> None:
+    """glibc puts the static TLS of all libraries on each thread's stack."""
+    source, library = tmp_path / "big.c", tmp_path / "big.so"
+    source.write_text(BIG_TLS)
+    subprocess.run(["cc", "-shared", "-fPIC", f"-DSIZE={size}", str(source), "-o", str(library)], check=True)
+    done = run_child(
+        """
+        from arena import Arena, Reservation
+        for options in ({"pages": "4K"}, {"shared": True}, {}):
+            r = Reservation("64MiB", **options)
+            assert r.commit(threads=4) == 64 << 20
+        """,
+        LD_PRELOAD=str(library),
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
+
+
+AT_EXIT = """
+import sys, threading, time
+from arena import Reservation
+def work():
+    r = Reservation("1GiB", pages="4K")
+    def progress(done, total): pass
+    def deep(n):
+        if n:
+            return list(map(deep, [n - 1]))
+        while True:
+            try:
+                r.commit("128MiB", threads=4, progress=progress)
+                r.release()
+            except OSError:
+                pass
+    deep(150)
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.02)
+sys.kept = [Slow() for _ in range(20)]
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep({wait})
+sys.setswitchinterval(5)
+end = time.perf_counter() + 0.04
+while time.perf_counter() < end:
+    pass
+"""
+
+
+def test_daemon_threads_take_their_helpers_along_at_interpreter_exit() -> None:
+    """The interpreter ends them where they ask for the GIL: in a tick, deep in C."""
+    for i in range(8):
+        done = run_child(AT_EXIT.format(wait=0.05 + 0.02 * i))
+        assert done.returncode == 0, f"{done.returncode}: {done.stderr}"

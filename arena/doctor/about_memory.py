@@ -45,13 +45,19 @@ def _available(f: Facts) -> Finding:
 
 
 def _cgroup(f: Facts) -> Iterator[Finding]:
-    hard = [group for group in f.memory_groups if not group.path.endswith("memory.high")]
-    for name, groups in (("memory cgroup", hard), ("memory.high", [g for g in f.memory_groups if g not in hard])):
+    limits = [group for group in f.memory_groups if group.limit is not None]
+    hard = [group for group in limits if not group.path.endswith("memory.high")]
+    for name, groups in (("memory cgroup", hard), ("memory.high", [g for g in limits if g not in hard])):
         tight = min(groups, key=lambda group: group.left or 0, default=None)
+        if name == "memory cgroup" and name in f.unread:
+            reason = (
+                f"A limit of it cannot be seen ({f.unread[name]}), and memory past it is a SIGKILL and no error: mount "
+                "the cgroup file system at /sys/fs/cgroup, or commit no more than what is known to be the limit."
+            )
+            yield Finding("memory", name, "cannot be seen", "limits you", reason)
+            name = "memory cgroup above"
         if tight is None:
-            if name == "memory cgroup" and "/proc/self/cgroup" in f.unread:
-                yield unknown("memory", name, f.unread, "/proc/self/cgroup")
-            elif name == "memory cgroup":
+            if name == "memory cgroup":
                 yield Finding("memory", name, "no limit", "good", "No memory cgroup of this process has a limit.")
             continue
         limit, left = tight.limit or 0, tight.left or 0

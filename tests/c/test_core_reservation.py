@@ -222,7 +222,7 @@ def test_reservations_that_cannot_be_had(reserve: Any) -> None:
 
 @pytest.mark.parametrize("headroom", [1 << 62, EVER])
 def test_a_headroom_of_more_than_there_is_leaves_nothing(reserve: Any, headroom: int) -> None:
-    r = reserve(MIB, headroom=headroom)
+    r = reserve(MIB, headroom=headroom, headroom_given=True)
     refused(errno.ENOMEM, r.commit, 0, PAGE)
     assert ffi.string(r.error.op) == b"preflight"
     assert r.error.available == 0 and ffi.string(r.error.where)
