@@ -89,6 +89,7 @@ setup(
             )
             for name in (
                 "arena._core",
+                "arena._scope",
                 "arena.bench._calls",
                 "arena.realtime._faults",
                 "arena.realtime._pool",

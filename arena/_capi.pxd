@@ -126,6 +126,7 @@ cdef extern from "heap.h" nogil:
         void *(*leave)() noexcept
         void (*come_back)(void *) noexcept
         arena_tick tick
+        void (*closed)(void *) noexcept
         void *arg
     void *heap_malloc(void *, size_t)
     void *heap_calloc(void *, size_t, size_t)

@@ -20,6 +20,7 @@ import errno as _errno
 import operator as _operator
 import os as _os
 import threading as _threading
+import warnings as _warnings
 import weakref as _weakref
 
 from . import arrays as _arrays, errors as _errors

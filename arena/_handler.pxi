@@ -48,6 +48,7 @@ cdef struct data_handler:
 cdef struct handler:
     data_handler face  # first: NumPy's capsules hold its address
     heap memory
+    bint warned  # that the arena is closed
     PyObject *owner  # the Arena: it lives as long as the capsule, which every array that was allocated by it holds
 
 
@@ -98,6 +99,27 @@ cdef int heap_tick_with_gil() noexcept with gil:
     return 0
 
 
+cdef void heap_closed(void *arg) noexcept nogil:
+    heap_closed_with_gil(<handler *>arg)
+
+
+cdef void heap_closed_with_gil(handler *h) noexcept with gil:
+    if h.warned or PyErr_Occurred() != NULL:
+        return
+    h.warned = True
+    cdef Arena arena = <Arena>h.owner
+    try:
+        _warnings.warn(
+            f"the arena of {_errors.amount(arena._size)} at {arena._address:#x} is closed, and NumPy allocates by malloc in this context: leave the block of "
+            "numpy_allocations() before, or call nep49.uninstall()",
+            RuntimeWarning,
+        )
+    except BaseException as caught:  # a filter makes it an error: it follows at the next bytecode
+        Py_INCREF(caught)
+        if Py_AddPendingCall(<int (*)(void *) noexcept>raise_later, <void *>caught) != 0:
+            Py_DECREF(caught)
+
+
 cdef void forget(PyObject *capsule) noexcept:
     cdef handler *h = <handler *>PyCapsule_GetPointer(capsule, CAPSULE)
     Py_DECREF(<object>h.owner)
@@ -121,6 +143,7 @@ def numpy_handler(Arena arena not None, bint overflow):
     h.face.malloc, h.face.calloc, h.face.realloc, h.face.free = heap_malloc, heap_calloc, heap_realloc, heap_free
     h.memory.arena, h.memory.overflow = arena.c, overflow
     h.memory.leave, h.memory.come_back, h.memory.tick = arena_leave_gil, arena_come_back, heap_tick
+    h.memory.closed, h.memory.arg = heap_closed, h
     try:
         capsule = PyCapsule_New(h, CAPSULE, forget)
     except BaseException:

@@ -21,14 +21,15 @@ serves as fast.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 from . import _core
 from ._core import Arena
+from ._scope import Owner, Scope, swap_in_context
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,8 +40,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _Overflow: TypeAlias = Literal["raise", "malloc"]
 
-# Set by each `allocations`, for its token knows whether we are still in the context that it was set in.
-_mark: contextvars.ContextVar[object] = contextvars.ContextVar("arena.nep49")
+# Who has swapped NumPy's handler in this context, and for what.
+_swapped: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar("arena.nep49")
 
 
 def _handler(arena: Arena, overflow: _Overflow) -> object:
@@ -53,21 +54,64 @@ def _handler(arena: Arena, overflow: _Overflow) -> object:
     return _core.numpy_handler(arena, overflow == "malloc")
 
 
-@contextmanager
-def allocations(arena: Arena, *, overflow: _Overflow = "raise") -> Generator[Arena, None, None]:
-    """What :meth:`Arena.numpy_allocations` is. Where it is left in another context than it was entered in (an
-    asynchronous generator that is closed elsewhere), that one's allocator is left alone."""
-    before = _core.swap_numpy_handler(_handler(arena, overflow))
-    token = _mark.set(arena)
-    try:
-        yield arena
-    finally:
-        try:
-            _mark.reset(token)
-        except ValueError:  # made in a different Context
-            pass
-        else:
-            _core.swap_numpy_handler(before)
+class allocations(Owner, contextlib.ContextDecorator):
+    """What :meth:`Arena.numpy_allocations` is.
+
+    Blocks may end in any order (those of two generators): each takes itself out, and what began later stays. Where a
+    block is left in another context than it was entered in (an asynchronous generator that is closed elsewhere), that
+    one's allocator is left alone. An exception from a signal handler comes before NumPy's allocator has changed, or in
+    the block.
+
+    Parameters
+    ----------
+    arena
+        Where NumPy is to allocate.
+    overflow
+        What the arena cannot give is a MemoryError of NumPy's ("raise"), or memory of malloc's ("malloc").
+
+    Raises
+    ------
+    ValueError, TypeError
+        When it is entered: the arena is closed, or `overflow` or `arena` is nonsense.
+    ImportError
+        When it is entered: there is no NumPy, or one before 1.22.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from arena import Arena, nep49
+    >>> a = Arena("64MiB")
+    >>> with nep49.allocations(a):
+    ...     x = np.ones(1000)
+    >>> nep49.arena_of(x) is a
+    True
+    """
+
+    def __init__(self, arena: Arena, *, overflow: _Overflow = "raise") -> None:
+        super().__init__()
+        self._arena, self._overflow = arena, overflow
+
+    def _begin(self) -> Arena:
+        if not self.scope.ended:
+            raise RuntimeError("this block of numpy_allocations() has not ended yet: call it again for another")
+        _swap(self.scope, _handler(self._arena, self._overflow))
+        return self._arena
+
+    def _recreate_cm(self) -> allocations:
+        return allocations(self._arena, overflow=self._overflow)
+
+
+class _Carried(Owner):
+    def __init__(self, handler: object) -> None:
+        super().__init__()
+        self._handler = handler
+
+    def _begin(self) -> None:
+        _swap(self.scope, self._handler)
+
+
+def _swap(scope: Scope, handler: object) -> None:
+    swap_in_context(scope, _swapped, _core.swap_numpy_handler, handler)
 
 
 def install(arena: Arena, *, overflow: _Overflow = "raise") -> None:
@@ -92,11 +136,8 @@ def carried(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        before = _core.swap_numpy_handler(handler)
-        try:
+        with _Carried(handler):
             return function(*args, **kwargs)
-        finally:
-            _core.swap_numpy_handler(before)
 
     return inside
 

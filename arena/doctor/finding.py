@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..errors import amount
-from .mend import Mend
+from ..advice import Mend
 
 __all__ = ["USES", "VERDICTS", "Finding", "Topic", "Use", "Verdict", "among", "limited", "unknown"]
 

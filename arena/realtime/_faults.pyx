@@ -156,6 +156,18 @@ cdef class count_page_faults:
         return fresh
 
 
+# By the tag of their block: who records its lines, or why nobody does.
+cdef dict recorders = {}
+
+
+cdef stop(tag):
+    recorder = recorders.pop(tag)
+    if isinstance(recorder, str):
+        return _where.Recording([], [], recorder)
+    with recorder:
+        return recorder.recording()
+
+
 cdef class no_page_faults(count_page_faults):
     """Refuses the page faults of this thread in a ``with`` block, or in each call of a function that it decorates: when
     it ends, PageFaultError if there was a major fault, or more than ``allow_minor`` minor ones. An exception inside
@@ -190,9 +202,9 @@ cdef class no_page_faults(count_page_faults):
             if page_faults_ready():
                 raise MemoryError
             tag = page_faults_owner()
-            _where.start(tag)
+            recorders[tag] = _where.record(Watch, ignore)
             if page_faults_open(self.owner, False, tag):
-                _where.stop(tag)
+                stop(tag)
                 raise MemoryError
         elif page_faults_open(self.owner, self.watch, 0):
             raise MemoryError
@@ -201,7 +213,7 @@ cdef class no_page_faults(count_page_faults):
     def __exit__(self, kind, value, traceback):
         cdef page_faults span
         self.ended(&span)
-        recording = _where.stop(span.tag) if self.lines else None
+        recording = stop(span.tag) if self.lines else None
         if kind is None and (span.major > 0 or span.minor > self.allow_minor):
             self.refuse(&span, recording)
 
@@ -210,7 +222,7 @@ cdef class no_page_faults(count_page_faults):
         if recording is None:
             noted = pairs(records, page_faults_where(span, records, FAULT_WATCH_RECORDS))
             recording = _where.Recording.of_watch(noted, span.unwatched, self.watch)
-        raise _where.error(span.minor, span.major, self.allow_minor, recording)
+        raise _where.error(span.minor, span.major, self.allow_minor, recording, symbol)
 
     def _fresh(self):
         cdef no_page_faults fresh = no_page_faults(self.allow_minor, where=self.where)
