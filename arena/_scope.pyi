@@ -2,14 +2,15 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from os import PathLike, stat_result
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from typing_extensions import ParamSpec, Self, disjoint_base
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_Path = str | bytes | PathLike[str] | PathLike[bytes]
+_Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
 
+@disjoint_base
 class Scope:
     def __init__(self) -> None: ...
     @property
@@ -17,9 +18,7 @@ class Scope:
     @property
     def ended(self) -> bool: ...
     def at_end(self, undo: Callable[[], object]) -> None: ...
-    def do(
-        self, undo: Callable[[], object], function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
-    ) -> _T: ...
+    def do(self, undo: Callable[[], object], function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T: ...
     def get(
         self, undo: Callable[[_T], object], function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T: ...
@@ -30,6 +29,8 @@ class Scope:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
+class Temporary(Scope): ...
+
 @disjoint_base
 class Owner:
     def __init__(self, scope: Scope | None = None) -> None: ...
@@ -38,7 +39,10 @@ class Owner:
     def _begin(self) -> Any: ...
     def __enter__(self) -> Any: ...
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None = None,
+        value: BaseException | None = None,
+        traceback: TracebackType | None = None,
     ) -> None: ...
 
 class OwnerInThread(Owner): ...

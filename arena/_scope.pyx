@@ -8,7 +8,7 @@ are no such places here. A change and its note are one call into this module, an
 as long as the functions it is given are C functions too (``os.close``, ``gc.enable``, a ``functools.partial`` of one).
 """
 
-from cpython.exc cimport PyErr_Fetch, PyErr_Occurred, PyErr_Restore, PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_Fetch, PyErr_Occurred, PyErr_Restore, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
@@ -28,10 +28,8 @@ cdef const char *NAME = "arena scope"
 
 cdef report(error, where):
     """For a second error, which is not to hide the first."""
-    try:
-        raise error
-    except BaseException:
-        PyErr_WriteUnraisable(where)
+    PyErr_SetObject(type(error), error)
+    PyErr_WriteUnraisable(where)
 
 
 cdef class Scope:
@@ -111,6 +109,21 @@ cdef class Scope:
                 report(error, self)
 
 
+cdef class Temporary(Scope):
+    """A scope that ends in any case: with its block, or when nobody has it any more."""
+
+    def __exit__(self, kind=None, value=None, traceback=None):
+        error = self.finish()
+        if error is None:
+            return
+        if kind is None:
+            raise error
+        report(error, self)
+
+    def __del__(self):
+        self.end()
+
+
 cdef void strayed(PyObject *capsule) noexcept:
     cdef PyObject *kind = NULL
     cdef PyObject *value = NULL
@@ -158,7 +171,7 @@ cdef class Owner:
                 report(error, self)
             raise
 
-    def __exit__(self, kind, value, traceback):
+    def __exit__(self, kind=None, value=None, traceback=None):
         error = self.scope.finish()
         if error is None:
             return
@@ -170,7 +183,7 @@ cdef class Owner:
 cdef class OwnerInThread(Owner):
     """One whose changes are its thread's: the ``with`` ends in the thread that began it."""
 
-    def __exit__(self, kind, value, traceback):
+    def __exit__(self, kind=None, value=None, traceback=None):
         if self.scope.thread != _threading.get_ident():
             raise RuntimeError("this block is a thread's own, and ends in another than it began in")
         Owner.__exit__(self, kind, value, traceback)
@@ -270,7 +283,12 @@ cdef class Ledger:
             if not self.inherited or (<Scope>self.scopes[i]).thread != me:
                 del self.scopes[i], self.wishes[i]
         if not self.inherited:
-            self.lost = before > 0
+            self.lost = before > 0  # and the kernel has ended them by itself
+        elif len(self.scopes) < before:
+            try:
+                self.apply(list(self.wishes), True)
+            except BaseException as error:
+                report(error, self)
 
 
 def _after_fork():

@@ -7,7 +7,9 @@ import errno as _errno
 import resource as _resource
 from collections.abc import Iterable as _Iterable
 from dataclasses import dataclass as _dataclass
-from typing import TYPE_CHECKING as _TYPE_CHECKING, Literal as _Literal, TypeAlias as _TypeAlias
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Literal as _Literal
+from typing import TypeAlias as _TypeAlias
 
 if _TYPE_CHECKING:
     from .doctor.place import Place
@@ -211,13 +213,13 @@ def for_reserve(err: int, op: str, where: str, page: int, overcommit: int) -> st
         )
     if op == "memfd_create" and err in (_errno.EPERM, _errno.EACCES, _errno.ENOSYS):
         return (
-            "a sandbox's seccomp profile forbids memfd_create(2) (docker run --security-opt seccomp=FILE with one that "
-            "allows it; for executable ones alone, sysctl vm.memfd_noexec), or the kernel has none: give path='/dev/shm'"
+            "a sandbox's seccomp profile forbids memfd_create(2), or the kernel has none: start the container with one "
+            "that allows it (docker run --security-opt seccomp=FILE), or give path='/dev/shm'"
         )
     if op == "open" and err == _errno.ENOSPC:
         return (
-            "no file can be made there: the file system is full, or, if df says that there is space, has no inodes left "
-            "(df -i; tmpfs: mount -o remount,nr_inodes=): remove files there, or give another path="
+            "no file can be made there: the file system is full, or, if df says that there is space, has no inodes "
+            "left (df -i; tmpfs: mount -o remount,nr_inodes=): remove files there, or give another path="
         )
     if op == "open" and err == _errno.EDQUOT:
         return "the quota of files or blocks is used up (quota(1)): remove files there, or give another path="

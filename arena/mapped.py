@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from . import arrays, errors
 from ._core import Reservation
-from ._scope import Owner, Scope, close, create, write_zeros
+from ._scope import Scope, Temporary, close, create, write_zeros
 
 if TYPE_CHECKING:
     from typing import Literal, Protocol, SupportsIndex, TypeAlias, TypeVar
@@ -157,8 +157,8 @@ def memmap(
     if dims is None and how == "w+":
         raise ValueError("shape must be given if mode is 'w+': there may be no file yet to say it")
 
-    with Owner() as files, Scope() as new:
-        file, path = _opened(files.scope, new, filename, how)
+    with Temporary() as files, Scope() as new:
+        file, path = _opened(files, new, filename, how)
         fd = file.fd
         name = os.fsdecode(path) if isinstance(path, (str, bytes)) else "the file"
         status = os.fstat(fd)
@@ -222,7 +222,7 @@ def _is_device(mode: int) -> bool:
 
 
 def _opened(files: Scope, new: Scope, filename: _Path, mode: str) -> tuple[_Open, Any]:
-    """The file, open until ``files`` ends, and what to call it. One that is made for this is removed when ``new`` ends."""
+    """The file, open until ``files`` ends, and what to call it. When ``new`` ends, one made for this is removed."""
     if hasattr(filename, "fileno"):
         if hasattr(filename, "flush"):
             filename.flush()
@@ -313,8 +313,8 @@ def _cannot_resize(error: OSError, size: int) -> OSError:
 def _overwritten(
     new: Scope, file: _Open, has: int, start: int, nbytes: int, over: Callable[[object], Any]
 ) -> tuple[Any, list[Callable[[], object]]]:
-    """The array over a file of that size, and the last steps, after which it is all zeros. What can fail comes first: to
-    clear pages that are present cannot."""
+    """The array over a file of that size, and the last steps, after which it is all zeros. What can fail comes first:
+    to clear pages that are present cannot."""
     end = start + nbytes
     if new.ended:  # a file that was made for this is removed
         new.at_end(functools.partial(_put_back, file.fd, has, end, _parts(file, start, min(has, end), holes=True)))

@@ -398,7 +398,11 @@ def every_mend() -> Iterator[Mend]:
                     if finding.mend is not None and finding.mend not in seen:
                         seen.add(finding.mend)
                         yield finding.mend
-    for line in (advice.allow_perf(PLACES[0], 3), advice.allow_perf(PLACES[1], 2), advice.rlimit(PLACES[5], "RLIMIT_AS", 1)):
+    for line in (
+        advice.allow_perf(PLACES[0], 3),
+        advice.allow_perf(PLACES[1], 2),
+        advice.rlimit(PLACES[5], "RLIMIT_AS", 1),
+    ):
         assert line is not None
         yield line
 

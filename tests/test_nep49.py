@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import ctypes
 import gc
@@ -10,6 +11,7 @@ import random
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -312,12 +314,34 @@ def test_an_arena_that_is_closed_meanwhile() -> None:
     with a.numpy_allocations():
         x = np.ones(1000)
         a.close()
-        with pytest.raises(MemoryError):
-            np.ones(1000)
+        with pytest.warns(RuntimeWarning, match=rf"the arena of 64 MiB at {a.address:#x} is closed") as said:
+            z = [np.full(n, 7) for n in (1, 1000, 100_000)]
+            z[1].resize(50_000, refcheck=False)
+            w = np.zeros(2_000_000)
+        assert len(said) == 1, "once for all of them"
+        assert all((each[:1000] == 7).all() for each in z) and not w.any() and not inside(w, a)
         assert isinstance(a.last_error, ValueError) and "closed" in str(a.last_error)
+        x.resize(200_000, refcheck=False)  # of the arena's memory into malloc's
+        assert x[:1000].sum() == 1000 and not x[1000:].any()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.ones(100_000)
+    with a_closed_arenas_allocations(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="is closed"):
+            np.ones(1000)
+            sum(range(10))  # at the next bytecode
     y = x[5:]
     del x
     assert y.sum() == 995
+
+
+@contextlib.contextmanager
+def a_closed_arenas_allocations() -> Iterator[None]:
+    a = Arena("64MiB")
+    with a.numpy_allocations():
+        a.close()
+        yield
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

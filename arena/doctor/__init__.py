@@ -22,9 +22,9 @@ import os
 import shutil
 import sys
 
+from ..advice import Mend
 from .finding import USES, Finding, Use, Verdict
 from .judge import blocked, judge
-from ..advice import Mend
 from .read import read_facts
 from .render import as_json, as_text
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..errors import amount
 from .. import advice
+from ..errors import amount
 from .facts import Facts
 from .finding import Finding, Use, Verdict, among, limited, unknown
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..errors import amount
 from .. import advice
+from ..errors import amount
 from .facts import Facts, Pool
 from .finding import Finding, Use, among, unknown
 
@@ -58,7 +58,9 @@ def _of_this_process(f: Facts, use: Use | None) -> Iterator[Finding]:
             "on",
             among(use, None, "numpy"),
             "This process, or the one that started it, asked for no transparent huge pages, so it gets none.",
-            advice.Mend("python", "ctypes.CDLL(None).prctl(41, 0, 0, 0, 0)", "in this process, before the arena is made"),
+            advice.Mend(
+                "python", "ctypes.CDLL(None).prctl(41, 0, 0, 0, 0)", "in this process, before the arena is made"
+            ),
         )
     elif off > 1:
         reason = "Transparent huge pages are for memory that asks for them only, and arenas do."

@@ -6,8 +6,8 @@ import errno
 import os
 from collections.abc import Iterator
 
-from ..errors import amount
 from .. import advice
+from ..errors import amount
 from .about_memory import CHUNK
 from .facts import Facts
 from .finding import Finding, Use, Verdict, among, unknown

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ..errors import amount
 from ..advice import Mend
+from ..errors import amount
 
 __all__ = ["USES", "VERDICTS", "Finding", "Topic", "Use", "Verdict", "among", "limited", "unknown"]
 

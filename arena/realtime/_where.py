@@ -87,9 +87,8 @@ def record(watch: Callable[[int], Watch], ignore: Callable[[int], object]) -> Re
                 signal.raise_signal(number)
             os.ftruncate(text, 0)
             os.lseek(text, 0, os.SEEK_SET)
-            recorder = Recorder(scope, text, noted)
             noted.arm()
-            return recorder
+            return Recorder(scope, text, noted)
     except BlockingIOError:
         return "where is not known, for another block records lines at the same time"
     except OSError as error:
@@ -127,9 +126,7 @@ def _mappings() -> list[tuple[int, int, str]]:
     return found
 
 
-def error(
-    minor: int, major: int, allowed: int, recording: Recording, symbol: Callable[[int], str]
-) -> PageFaultError:
+def error(minor: int, major: int, allowed: int, recording: Recording, symbol: Callable[[int], str]) -> PageFaultError:
     """The exception for a block with so many faults. ``symbol`` names the code at an address."""
     mappings = _mappings() if recording.faults else []
     where = []
