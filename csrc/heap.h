@@ -10,7 +10,8 @@
 
 struct heap {
     arena *arena;
-    bool overflow; /* what the arena cannot give comes from malloc: not present, and not 64-byte aligned. Once it is closed
+    bool
+        overflow; /* what the arena cannot give comes from malloc: not present, and not 64-byte aligned. Once it is closed
                     * that is so in any case, for who allocates by a default of long ago did not choose this arena now. */
     /* A lock of the caller's (Python's GIL) is let go of around what may take long, where the thread holds it: leave says so
      * with what come_back needs, or NULL. tick is asked where it was held, see arena_alloc. closed is called where it is held

@@ -205,6 +205,9 @@ def test_a_signal_between_the_call_and_the_with() -> None:
     def stop(*_: object) -> None:
         raise Stop
 
+    def interrupt(number: int) -> None:
+        os.kill(os.getpid(), number)
+
     def made() -> _scope.Owner:
         scope = _scope.Scope()
         scope.at_end(lambda: ended.append(1))
@@ -213,7 +216,7 @@ def test_a_signal_between_the_call_and_the_with() -> None:
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         with pytest.raises(Stop):
-            [made(), os.kill(os.getpid(), signal.SIGUSR1)]
+            print(made(), interrupt(signal.SIGUSR1))
         assert ended == [1]
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -233,6 +236,11 @@ def test_the_first_error_is_the_one_that_is_seen() -> None:
 
         return step
 
+    def leave(owner: _scope.Owner, raises: type[Exception] | None) -> None:
+        with owner:
+            if raises is not None:
+                raise raises
+
     unraisable: list[Any] = []
     hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
     try:
@@ -242,9 +250,8 @@ def test_the_first_error_is_the_one_that_is_seen() -> None:
             owner = _scope.Owner()
             for what in ("a", "b"):
                 owner.scope.at_end(fails(what))
-            with pytest.raises(raises or OSError) as caught, owner:
-                if raises is not None:
-                    raise raises
+            with pytest.raises(raises or OSError) as caught:
+                leave(owner, raises)
             assert undone == ["b", "a"] and owner.scope.ended
             if raises is None:
                 assert str(caught.value) == "b" and [str(each.exc_value) for each in unraisable] == ["a"]
