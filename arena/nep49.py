@@ -7,7 +7,7 @@ What NumPy allocates for arrays in this context, and in contexts that are copied
 64-byte aligned, present, kept when it is freed. The functions are C, and ask for no Python. An array keeps the handler
 that allocated it, and the handler the arena: arrays live on after the ``with`` and after the arena's close(), whose
 mapping goes with the last of them, and are freed from whichever thread. ``a.reset()`` says BufferError while there are
-any.
+any. In a context whose arena was closed NumPy allocates by malloc, and one RuntimeWarning says so.
 
 The handler is a context variable of NumPy's. asyncio tasks and ``asyncio.to_thread`` inherit it; a new thread starts
 with NumPy's own allocator (but Python 3.14 can have threads inherit: ``-X thread_inherit_context``), as do the workers

@@ -10,9 +10,9 @@
 
 struct heap {
     arena *arena;
-    bool
-        overflow; /* what the arena cannot give comes from malloc: not present, and not 64-byte aligned. Once it is closed
-                    * that is so in any case, for who allocates by a default of long ago did not choose this arena now. */
+    /* What the arena cannot give comes from malloc: not present, and not 64-byte aligned. Once the arena is closed that is so in
+     * any case, for NumPy allocates by a context's default, and not because somebody chose this arena now. */
+    bool overflow;
     /* A lock of the caller's (Python's GIL) is let go of around what may take long, where the thread holds it: leave says so
      * with what come_back needs, or NULL. tick is asked where it was held, see arena_alloc. closed is called where it is held
      * again, after memory came from malloc because the arena is closed. All may be NULL. */

@@ -205,8 +205,9 @@ def test_a_signal_between_the_call_and_the_with() -> None:
     def stop(*_: object) -> None:
         raise Stop
 
-    def interrupt(number: int) -> None:
+    def interrupt(number: int) -> int:
         os.kill(os.getpid(), number)
+        return number
 
     def made() -> _scope.Owner:
         scope = _scope.Scope()

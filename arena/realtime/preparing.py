@@ -55,20 +55,51 @@ def prepare(
 ) -> Prepared:
     """Prepare this thread, and the process, for a loop that must not wait; all of it, or an exception and nothing.
 
-    ``stack``: so many bytes of this thread's stack are made present. ``heap``: so many bytes of malloc's memory, and
-    from then on malloc keeps what is freed, and maps nothing by mmap(2) (mallopt(3); in glibc alone, elsewhere a
-    RuntimeWarning says so). Threads but the main one may have heaps of their own in glibc, unless MALLOC_ARENA_MAX=1 is
-    in the environment; and Python's small objects are elsewhere, unless PYTHONMALLOC=malloc is. 0: leave it as it is.
-
-    ``gc``: ``"freeze"`` collects, takes what there is out of all later collections, and turns automatic ones off;
-    ``"off"`` only turns them off; ``"leave"``. ``sched``: SCHED_FIFO with this priority for this thread, and for those
-    that it starts. ``affinity``: the CPU, or CPUs, that this thread is to run on.
-
     Calls nest: restore() in the same thread, or the end of the ``with``, ends the last. Stack and heap are not locked:
-    lock_memory() does that.
+    lock_memory() does that. An exception from a signal handler finds all of it in force, or nothing.
 
-    Raises CommitError: there is no such memory, or the stack may not be that large; OSError: no such priority is
-    permitted, or no such CPU; each says what to do.
+    Parameters
+    ----------
+    stack
+        So many bytes of this thread's stack are made present. 0: leave it as it is.
+    heap
+        So many bytes of malloc's memory are made present, and from then on malloc keeps what is freed, and maps nothing
+        by mmap(2). 0: leave it as it is.
+    gc
+        "freeze" collects, takes what there is out of all later collections, and turns automatic ones off; "off" only
+        turns them off; "leave" leaves them.
+    sched
+        SCHED_FIFO with this priority, for this thread and for those that it starts.
+    affinity
+        The CPU, or CPUs, that this thread is to run on.
+
+    Returns
+    -------
+    Prepared
+        A context manager that restores at its end. Without a ``with`` all stays in force until restore().
+
+    Raises
+    ------
+    CommitError
+        There is no such memory, or the stack may not be that large.
+    OSError
+        No such priority is permitted, or there is no such CPU. Both errors say what to do.
+    ValueError, TypeError
+        Nonsense.
+
+    Notes
+    -----
+    Malloc is told by mallopt(3): in glibc alone, elsewhere a RuntimeWarning says so. Threads but the main one may have
+    heaps of their own in glibc, unless MALLOC_ARENA_MAX=1 is in the environment; and Python's small objects are
+    elsewhere, unless PYTHONMALLOC=malloc is. A fork's child has what the thread that forked had prepared, but for its
+    stack and heap being present.
+
+    Examples
+    --------
+    >>> from arena.realtime import prepare
+    >>> with prepare(stack="64KiB", heap="1MiB", gc="off") as prepared:
+    ...     prepared.stack, prepared.heap
+    (65536, 1048576)
     """
     nbytes = parse_size(stack, "stack"), parse_size(heap, "heap")
     if gc not in ("freeze", "off", "leave"):
