@@ -327,6 +327,18 @@ def swap_in_context(Scope scope, variable, swap, value):
         raise
 
 
+def call_swapped(variable, swap, value, function, args, kwargs):
+    """``function(*args, **kwargs)`` between swap_in_context() and the end of its scope."""
+    cdef Scope scope = Scope()
+    swap_in_context(scope, variable, swap, value)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        error = scope.finish()
+        if error is not None:
+            report(error, scope)
+
+
 def swap_back(Scope scope, variable, swap, token):
     """The step that undoes swap_in_context()."""
     cdef tuple entries = variable.get(())

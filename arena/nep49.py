@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 from . import _core
 from ._core import Arena
-from ._scope import Owner, Scope, swap_in_context
+from ._scope import Owner, call_swapped, swap_in_context
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,24 +94,11 @@ class allocations(Owner, contextlib.ContextDecorator):
     def _begin(self) -> Arena:
         if not self.scope.ended:
             raise RuntimeError("this block of numpy_allocations() has not ended yet: call it again for another")
-        _swap(self.scope, _handler(self._arena, self._overflow))
+        swap_in_context(self.scope, _swapped, _core.swap_numpy_handler, _handler(self._arena, self._overflow))
         return self._arena
 
     def _recreate_cm(self) -> allocations:
         return allocations(self._arena, overflow=self._overflow)
-
-
-class _Carried(Owner):
-    def __init__(self, handler: object) -> None:
-        super().__init__()
-        self._handler = handler
-
-    def _begin(self) -> None:
-        _swap(self.scope, self._handler)
-
-
-def _swap(scope: Scope, handler: object) -> None:
-    swap_in_context(scope, _swapped, _core.swap_numpy_handler, handler)
 
 
 def install(arena: Arena, *, overflow: _Overflow = "raise") -> None:
@@ -136,8 +123,7 @@ def carried(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _Carried(handler):
-            return function(*args, **kwargs)
+        return call_swapped(_swapped, _core.swap_numpy_handler, handler, function, args, kwargs)
 
     return inside
 
