@@ -1,4 +1,4 @@
-"""The extension modules, each from its arena/*.pyx: _core, which holds the C core of csrc/, _numpy and _realtime.
+"""The extension modules, each from its arena/*.pyx: _core, which holds the C core of csrc/, _realtime and _scope.
 
 All else is in pyproject.toml."""
 
@@ -99,7 +99,7 @@ setup(
     ext_modules=cythonize(
         [
             Extension(name, [f"{name.replace('.', '/')}.pyx"], include_dirs=["csrc"])
-            for name in ("arena._core", "arena._numpy", "arena._realtime", "arena.bench._calls")
+            for name in ("arena._core", "arena._realtime", "arena._scope", "arena.bench._calls")
         ],
         build_dir="build/cython",
     ),

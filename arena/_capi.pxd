@@ -124,9 +124,18 @@ cdef extern from "arena_internal.h" nogil:
 
 
 cdef extern from "heap.h" nogil:
-    cdef struct heap_functions:
-        pass
-    const heap_functions heap_malloc_interface
+    cdef struct heap:
+        arena_handle *arena
+        c_bool overflow
+        void *(*leave)() noexcept
+        void (*come_back)(void *) noexcept
+        arena_tick tick
+        void (*closed)(void *) noexcept
+        void *arg
+    void *heap_malloc(void *, size_t)
+    void *heap_calloc(void *, size_t, size_t)
+    void *heap_realloc(void *, void *, size_t)
+    void heap_free(void *, void *, size_t)
     int heap_why(arena_handle *, arena_error *)
 
 

@@ -42,32 +42,9 @@ cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *ou
 cdef int block_free(Arena a, uint64_t handle) noexcept nogil
 
 
-# --- for arena's own modules: not for others, and different in the next version ---------------------------------------
-
-cdef class Block:
-    cdef Arena _arena
-    cdef uint64_t handle
-    cdef char *ptr
-    cdef Py_ssize_t size
-    cdef uint64_t users  # csrc/users.h: its exports, and resize()
-    cdef uint64_t epoch
-    cdef bint lent  # for life, to the array whose base it is
-
-
-# An export. Refused: the block was freed or is being resized, or its arena is being reset.
-cdef bint pin(Block self) noexcept
-cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow)
-# The alignment that was asked for, in bytes.
-cdef uint64_t step_of(Arena self, align) except 0
-
-ctypedef object (*array_maker)(Arena a, object shape, object dtype, object order, object align, bint zero)
-cdef void set_array_maker(array_maker made) noexcept
-
-# struct heap_functions of csrc/heap.h
-cdef const void *heap_interface() noexcept nogil
-# Moves in the child of each fork.
+# For arena's own modules, and different in the next version: the core's count of the forks that made this process, and
+# csrc/mirror.h, where `out` and `m` are a struct mirror.
 cdef const uint32_t *forks_counter() noexcept nogil
-# csrc/mirror.h; `out` and `m` are a struct mirror.
 cdef int ring_memory(
     uint64_t nbytes, bint lock, const char *name, arena_tick tick, void *arg, void *out, arena_error *e
 ) noexcept nogil

@@ -18,6 +18,7 @@ from libc.string cimport memmove
 
 from arena._core cimport arena_error, arena_tick, forks_counter, ring_memory, ring_memory_destroy
 
+import gc as _gc
 import operator as _operator
 import os as _os
 import threading as _threading
@@ -786,6 +787,20 @@ cdef class count_page_faults:
         return fresh
 
 
+# By the tag of their block: who records its lines, or why nobody does.
+cdef dict recorders = {}
+
+
+cdef stop(tag):
+    from .realtime import _where
+
+    recorder = recorders.pop(tag)
+    if isinstance(recorder, str):
+        return _where.Recording([], [], recorder)
+    with recorder:
+        return recorder.recording()
+
+
 cdef class no_page_faults(count_page_faults):
     """Refuses the page faults of this thread in a ``with`` block, or in each call of a function that it decorates: when
     it ends, PageFaultError if there was a major fault, or more than ``allow_minor`` minor ones. An exception inside
@@ -822,9 +837,9 @@ cdef class no_page_faults(count_page_faults):
             if page_faults_ready():
                 raise MemoryError
             tag = page_faults_owner()
-            _where.start(tag)
+            recorders[tag] = _where.record(Watch, ignore)
             if page_faults_open(self.owner, False, tag):
-                _where.stop(tag)
+                stop(tag)
                 raise MemoryError
         elif page_faults_open(self.owner, self.watch, 0):
             raise MemoryError
@@ -833,11 +848,7 @@ cdef class no_page_faults(count_page_faults):
     def __exit__(self, kind, value, traceback):
         cdef page_faults span
         self.ended(&span)
-        recording = None
-        if self.lines:
-            from .realtime import _where
-
-            recording = _where.stop(span.tag)
+        recording = stop(span.tag) if self.lines else None
         if kind is None and (span.major > 0 or span.minor > self.allow_minor):
             self.refuse(&span, recording)
 
@@ -848,7 +859,7 @@ cdef class no_page_faults(count_page_faults):
         if recording is None:
             noted = pairs(records, page_faults_where(span, records, FAULT_WATCH_RECORDS))
             recording = _where.Recording.of_watch(noted, span.unwatched, self.watch)
-        raise _where.error(span.minor, span.major, self.allow_minor, recording)
+        raise _where.error(span.minor, span.major, self.allow_minor, recording, symbol)
 
     def _fresh(self):
         cdef no_page_faults fresh = no_page_faults(self.allow_minor, where=self.where)
@@ -886,9 +897,53 @@ def touch_stack(size_t nbytes):
         prefault_stack(nbytes)
 
 
-def keep_heap(bint keep, size_t nbytes=0):
-    """malloc keeps what is freed, or not. False: it cannot be told."""
-    return prefault_keep_heap(keep, nbytes)
+def keep_heap(list wishes, bint fewer):
+    """malloc keeps what is freed, and makes its heap grow by as much as the largest wish; without one it goes back to
+    its own way, and gives back what nobody uses. NotImplementedError: this C library's malloc cannot be told."""
+    cdef size_t most = 0
+    for nbytes in wishes:
+        most = max(most, nbytes)
+    if not prefault_keep_heap(bool(wishes), most) and wishes:
+        raise NotImplementedError("this C library's malloc cannot be told to keep memory")
+    if not wishes:
+        with nogil:
+            prefault_trim_heap()
+
+
+cdef bint was_on = False
+cdef bint others = False
+
+
+def collect_not(list wishes, bint fewer):
+    """Automatic garbage collection is off, or as it was before the first wish."""
+    global was_on
+    if not fewer and len(wishes) == 1:
+        was_on = _gc.isenabled()
+        _gc.disable()
+    elif not wishes and was_on:
+        _gc.enable()
+
+
+def freeze(list wishes, bint fewer):
+    """What there is takes no part in collections. What somebody else has frozen cannot be told from it: then all stays
+    frozen in the end."""
+    global others
+    if not fewer and len(wishes) == 1:
+        others = _gc.get_freeze_count() > 0
+    if not fewer:
+        _gc.freeze()
+    elif not wishes and not others:
+        _gc.unfreeze()
+
+
+def lock(list wishes, bint fewer):
+    """Memory is locked as the strongest of the wishes has it, each (current, future, on_fault)."""
+    cdef bint current = False, future = False, on_fault = True
+    for wish in wishes:
+        current |= wish[0]
+        future |= wish[1]
+        on_fault &= wish[2]
+    _core.lock_all(current, future, on_fault, fewer)
 
 
 def touch_heap(size_t nbytes):
@@ -898,9 +953,3 @@ def touch_heap(size_t nbytes):
         rc = prefault_heap(nbytes)
     if rc:
         raise MemoryError(f"malloc has no {nbytes} bytes")
-
-
-def trim_heap():
-    """Gives back what malloc has and nobody uses."""
-    with nogil:
-        prefault_trim_heap()

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import errno as _errno
 import os as _os
-from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import hints as _hints
-
-if _TYPE_CHECKING:
-    from .realtime._where import PageFault as _PageFault
+from . import advice as _advice
+from .ledger import PageFault as _PageFault
 
 __all__ = ["ArenaError", "ArenaFullError", "CommitError", "LockError", "PageFaultError", "ReserveError"]
 
@@ -76,7 +73,7 @@ def amount(n: int | None) -> str:
 def commit_error(err: int, op: str, where: str, numbers: dict[str, int | None]) -> CommitError:
     """The exception for a commit that failed with this errno at this step."""
     available = numbers["available"]
-    hint = _hints.for_commit(err, op, where, available)
+    hint = _advice.for_commit(err, op, where, available)
     there = (
         "" if available is None or op == "end of file" else f", {amount(available)} available ({where or 'the kernel'})"
     )
@@ -95,7 +92,7 @@ def reserve_error(
 ) -> ReserveError:
     """The exception for a reservation that failed with this errno at this step. ``page``: what size was insisted on, or
     0."""
-    hint = _hints.for_reserve(err, op, where, page, overcommit)
+    hint = _advice.for_reserve(err, op, where, page, overcommit)
     of = "" if path is None else f" of {path}"
     error = ReserveError(
         err, f"cannot reserve {amount(numbers['requested'])}{of}: {op} says {_os.strerror(err)}; {hint}"
@@ -120,7 +117,7 @@ def full_error(numbers: dict[str, int | None], *, grow: bool) -> ArenaFullError:
 
 def lock_error(err: int, requested: int, locked: int, limit: int | None) -> LockError:
     """The exception for an mlockall that was refused this errno, at a mapping of ``requested`` bytes (0: at once)."""
-    hint = _hints.memlock() if limit is not None else _hints.for_commit(err, "mlock", "", None)
+    hint = _advice.memlock() if limit is not None else _advice.for_commit(err, "mlock", "", None)
     of = f" {amount(requested)} more" if requested else ""
     allowed = "" if limit is None else f"; {amount(locked)} are locked, and RLIMIT_MEMLOCK allows {amount(limit)}"
     error = LockError(err, f"cannot lock{of or ' memory'}: {_os.strerror(err)}{allowed}; {hint}")

@@ -1,10 +1,12 @@
-"""What an arena says of itself (Stats), and what the kernel says of it (Residency). Bytes, unless said otherwise."""
+"""What an arena says of itself (Stats), and what the kernel says of it (Residency) and of a page fault (PageFault).
+Bytes, unless said otherwise."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["Residency", "Stats"]
+__all__ = ["PageFault", "Residency", "Stats"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,21 @@ class Residency:
     """mlocked; known for a whole reservation only."""
     dirty: int | None
     """Modified since mapped; known for a whole reservation only."""
+
+
+class PageFault(NamedTuple):
+    """A page fault: the address, and that of the instruction (of a fault inside a system call, the one that made the
+    call). The file and line of Python, None but with ``where="lines"``. The name of what is mapped at the address, and
+    the instruction's symbol."""
+
+    address: int
+    instruction: int
+    file: str | None
+    line: int | None
+    mapping: str
+    symbol: str
+
+    def __str__(self) -> str:
+        by = f", by {self.symbol}" if self.symbol else ""
+        at = f", {self.file}:{self.line}" if self.file else ""
+        return f"{self.address:#x} in {self.mapping}{by}{at}"

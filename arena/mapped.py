@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
 import math
 import operator
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from . import arrays, errors
 from ._core import Reservation
+from ._scope import Scope, Temporary, close, create, write_zeros
 
 if TYPE_CHECKING:
     from typing import Literal, Protocol, SupportsIndex, TypeAlias, TypeVar
@@ -31,7 +34,12 @@ if TYPE_CHECKING:
 __all__ = ["memmap"]
 
 _MODES = {"readonly": "r", "copyonwrite": "c", "readwrite": "r+", "write": "w+"}
-_PIECE = 1 << 20
+
+
+class _Open(NamedTuple):
+    fd: int
+    seek: int | None
+    """One whose position nobody else moves or minds; None: there is none."""
 
 
 @overload
@@ -72,14 +80,14 @@ def memmap(
     """An array that is a part of a file, as np.memmap makes it, but with its pages present: no page fault later, and
     what would be a SIGBUS later is an exception here.
 
-    The result is an np.memmap; its mapping goes with the last view of it. The pages of the array are mapped in, and no
+    The pages of the array are mapped in, and no
     others of the file. They stay until the kernel needs the memory of a file's clean pages; dirty ones, once it has
     written them back, fault at the next write.
 
     Parameters
     ----------
     filename
-        A path, or an open file, whose descriptor is duplicated.
+        A path, or an open file, whose position stays where it is.
     dtype
         Any without Python objects.
     mode
@@ -89,7 +97,9 @@ def memmap(
         disk, or raises.
         "c": copy-on-write, copied here and now. What is written to the file later is not seen.
         "w+": makes a file, or overwrites it: of exactly this size, zero, and allocated. When that fails, what was there
-        is kept (for which it is read in first), and a file that was not there is removed.
+        is kept (for which it is read in first), and a file that was not there is removed. To clear the old file is the
+        last step, and one that a signal handler's exception finds done, or not begun; but an I/O error in it, before
+        `offset`, finds it half done.
         np.memmap's longer names do too.
     offset
         Bytes from the file's beginning, a multiple of nothing.
@@ -98,12 +108,36 @@ def memmap(
     order
         "C" or "F".
 
-    Raises ValueError for nonsense, and where the file is too short: none is made longer, but by "w+". OSError where it
-    cannot be opened, and for folders, pipes and sockets. CommitError (an OSError and a MemoryError) where its pages
-    cannot be had: there is a hole in it and the file system is full (some of its holes may be allocated then), or there
-    is no memory for the copies. ImportError without NumPy.
+    Returns
+    -------
+    numpy.memmap
+        Its mapping goes with the last view of it.
 
+    Raises
+    ------
+    ValueError
+        Nonsense; or the file is too short: none is made longer, but by "w+".
+    OSError
+        It cannot be opened, or is a folder, pipe or socket.
+    CommitError
+        (An OSError and a MemoryError.) Its pages cannot be had: there is a hole in it and the file system is full (some
+        of its holes may be allocated then), or there is no memory for the copies.
+    ImportError
+        There is no NumPy.
+
+    Notes
+    -----
     Who can write to the file can still truncate it later, which takes the pages away in every mode.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import arena
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     x = arena.memmap(file, "f8", "w+", shape=(2, 3))
+    ...     x[1, 2] = 5
+    ...     arena.memmap(file, "f8").sum()
+    np.float64(5.0)
     """
     np = arrays.numpy()
     dt = np.dtype(dtype)
@@ -123,7 +157,9 @@ def memmap(
     if dims is None and how == "w+":
         raise ValueError("shape must be given if mode is 'w+': there may be no file yet to say it")
 
-    with _opened(filename, how) as (fd, path):
+    with Temporary() as files, Scope() as new:
+        file, path = _opened(files, new, filename, how)
+        fd = file.fd
         name = os.fsdecode(path) if isinstance(path, (str, bytes)) else "the file"
         status = os.fstat(fd)
         if not (stat.S_ISREG(status.st_mode) or (how != "w+" and _is_device(status.st_mode))):
@@ -157,68 +193,77 @@ def memmap(
         def over(buffer: object | None) -> Any:
             return np.ndarray.__new__(np.memmap, dims, dt, buffer, order=order)
 
+        last: list[Callable[[], object]] = []
         if how == "w+":
-            array = _overwritten(fd, status, start, nbytes, over)
+            array, last = _overwritten(new, file, status.st_size, start, nbytes, over)
         elif nbytes:
-            array = over(_mapped(fd, how, start, nbytes))
+            array = over(_mapped(file, how, start, nbytes))
         else:
             array = over(None)
             array.flags.writeable = how != "r"
-    # As np.memmap's constructor leaves them. The base flushes, and NumPy asks whether _mmap is None.
-    array._mmap = array.base
-    array.offset, array.mode, array.filename = start, how, None
-    if isinstance(filename, os.PathLike):
-        array.filename = filename.resolve() if hasattr(filename, "resolve") else os.path.abspath(filename)
-    elif isinstance(path, str):
-        array.filename = os.path.abspath(path)
-    return array  # type: ignore[no-any-return]
+        # As np.memmap's constructor leaves them. The base flushes, and NumPy asks whether _mmap is None.
+        array._mmap = array.base
+        array.offset, array.mode, array.filename = start, how, None
+        if isinstance(filename, os.PathLike):
+            array.filename = filename.resolve() if hasattr(filename, "resolve") else os.path.abspath(filename)
+        elif isinstance(path, str):
+            array.filename = os.path.abspath(path)
+        try:
+            new.last(last)
+        except OSError as error:
+            if os.fstat(fd).st_size > end:
+                raise _cannot_resize(error, end) from None
+            raise
+        return array  # type: ignore[no-any-return]
 
 
 def _is_device(mode: int) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
-@contextlib.contextmanager
-def _opened(filename: _Path, mode: str) -> Iterator[tuple[int, Any]]:
-    """A descriptor, and what to call it. A file that was made for this is removed again when it comes to nothing."""
+def _opened(files: Scope, new: Scope, filename: _Path, mode: str) -> tuple[_Open, Any]:
+    """The file, open until ``files`` ends, and what to call it. When ``new`` ends, one made for this is removed."""
     if hasattr(filename, "fileno"):
         if hasattr(filename, "flush"):
             filename.flush()
-        yield filename.fileno(), getattr(filename, "name", None)
-        return
+        return _reopened(files, filename.fileno(), mode), getattr(filename, "name", None)
     path = os.fspath(filename)
     # Not to wait for whoever is at the other end of a pipe.
     flags = (os.O_RDWR if "+" in mode else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    fd, made = (os.open(path, flags), None) if mode != "w+" else _made(os.path.realpath(path), flags)
+    fd = files.get(close, os.open, path, flags) if mode != "w+" else _made(files, new, os.path.realpath(path), flags)
+    return _Open(fd, fd), path
+
+
+def _reopened(files: Scope, fd: int, mode: str) -> _Open:
+    """The same file with a position of its own, for to look for holes moves it."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if "+" not in mode or not stat.S_ISREG(os.fstat(fd).st_mode):
+        return _Open(fd, None)
     try:
-        try:
-            yield fd, path
-        except BaseException:
-            if made is not None:
-                with contextlib.suppress(OSError):
-                    if os.path.samestat(os.lstat(made), os.fstat(fd)):
-                        os.unlink(made)
+        own = files.get(close, os.open, f"/proc/self/fd/{fd}", flags & os.O_ACCMODE | os.O_CLOEXEC)
+    except OSError:  # there is no /proc, or a right to the file that was passed on with the descriptor alone
+        if flags & os.O_APPEND:  # pwrite(2) would append
             raise
-    finally:
-        os.close(fd)
+        return _Open(fd, None)
+    return _Open(own, own)
 
 
-def _made(path: str | bytes, flags: int) -> tuple[int, str | bytes | None]:
-    """Opens a file for reading and writing, and its path if it had to be made."""
+def _made(files: Scope, new: Scope, path: str | bytes, flags: int) -> int:
+    """Opens a file for reading and writing, and makes it if there is none."""
     for _ in range(8):  # somebody may make and remove it in between
         with contextlib.suppress(FileNotFoundError):
-            return os.open(path, flags), None
+            return files.get(close, os.open, path, flags)
         with contextlib.suppress(FileExistsError):
-            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), path
+            return create(files, new, path, flags)
     raise FileExistsError(errno.EEXIST, "somebody else makes and removes it at this moment", path)
 
 
-def _mapped(fd: int, mode: str, start: int, nbytes: int) -> Any:
+def _mapped(file: _Open, mode: str, start: int, nbytes: int) -> Any:
     """What exports the present pages, and keeps them mapped."""
     reading, shared = mode == "r", mode != "c"
     if shared and not reading:
-        _room(fd, start, nbytes)
-    r = Reservation(start + nbytes, fd=fd, shared=shared, readonly=reading)
+        _room(file, start, nbytes)
+    r = Reservation(start + nbytes, fd=file.fd, shared=shared, readonly=reading)
     try:
         r.commit(nbytes, offset=start, populate="read" if reading else "write")
         # Not the memoryview: that has a release(), which would pull the memory away from under the array.
@@ -228,8 +273,9 @@ def _mapped(fd: int, mode: str, start: int, nbytes: int) -> Any:
         raise
 
 
-def _room(fd: int, start: int, nbytes: int) -> None:
+def _room(file: _Open, start: int, nbytes: int) -> None:
     """Refuses at once what a file system cannot possibly have, rather than when it is full of it."""
+    fd = file.fd
     there, status = os.fstatvfs(fd), os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or not there.f_blocks:
         return
@@ -237,7 +283,7 @@ def _room(fd: int, start: int, nbytes: int) -> None:
     # What is allocated but not written may count as a hole, and what is compressed as not allocated.
     lacking = min(
         nbytes - status.st_blocks * 512,
-        sum(stop - at for at, stop in _parts(fd, start, start + nbytes, holes=True)),
+        sum(stop - at for at, stop in _parts(file, start, start + nbytes, holes=True)),
     )
     if lacking <= free:
         return
@@ -252,55 +298,58 @@ def _resize(fd: int, size: int) -> None:
     try:
         os.ftruncate(fd, size)
     except OSError as error:
-        hint = {
-            errno.EFBIG: "a file may not be that long here: raise RLIMIT_FSIZE (ulimit -f), or ask for less",
-            errno.EINVAL: "the file has to be open for writing, and on hugetlbfs to be of whole huge pages",
-            errno.EPERM: "its size is sealed",
-        }.get(error.errno or 0, "its size cannot be set")
-        raise OSError(error.errno, f"cannot make the file {size} bytes long: {error.strerror}; {hint}") from None
+        raise _cannot_resize(error, size) from None
 
 
-def _overwritten(fd: int, status: os.stat_result, start: int, nbytes: int, over: Callable[[object], Any]) -> Any:
-    """The array, over a file that is of this size and all zeros. What can fail comes first: to clear pages that are
-    present cannot."""
-    has, end = status.st_size, start + nbytes
-    holes = list(_parts(fd, start, min(has, end), holes=True))
-    try:
-        if end > has:
-            _resize(fd, end)
-        array = over(_allocated(fd, start, nbytes) if nbytes else None)
-        for at, stop in list(_parts(fd, 0, min(has, start))):  # nobody sees the pages of these
-            _write_zeros(fd, at, stop)
-        if end < has:
-            _resize(fd, end)
-    except BaseException:
-        with contextlib.suppress(OSError):  # the size could not be set; what was allocated is not taken back there
-            if end > has:
-                os.ftruncate(fd, has)
-            _punch(fd, holes)
-        raise
+def _cannot_resize(error: OSError, size: int) -> OSError:
+    hint = {
+        errno.EFBIG: "a file may not be that long here: raise RLIMIT_FSIZE (ulimit -f), or ask for less",
+        errno.EINVAL: "the file has to be open for writing, and on hugetlbfs to be of whole huge pages",
+        errno.EPERM: "its size is sealed",
+    }.get(error.errno or 0, "its size cannot be set")
+    return OSError(error.errno, f"cannot make the file {size} bytes long: {error.strerror}; {hint}")
+
+
+def _overwritten(
+    new: Scope, file: _Open, has: int, start: int, nbytes: int, over: Callable[[object], Any]
+) -> tuple[Any, list[Callable[[], object]]]:
+    """The array over a file of that size, and the last steps, after which it is all zeros. What can fail comes first:
+    to clear pages that are present cannot."""
+    end = start + nbytes
+    if new.ended:  # a file that was made for this is removed
+        new.at_end(functools.partial(_put_back, file.fd, has, end, _parts(file, start, min(has, end), holes=True)))
+    if end > has:
+        _resize(file.fd, end)
+    array = over(_allocated(file, start, nbytes) if nbytes else None)
+    last: list[Callable[[], object]] = []
+    if end < has:
+        last.append(functools.partial(os.ftruncate, file.fd, end))
+    # Nobody sees the pages of these.
+    last += [functools.partial(write_zeros, file.fd, at, stop) for at, stop in _parts(file, 0, min(has, start))]
     if nbytes and has > start:
         np = arrays.numpy()
-        np.ndarray((min(has, end) - start,), np.uint8, array.base)[:] = 0
-    return array
+        last.append(functools.partial(np.ndarray((min(has, end) - start,), np.uint8, array.base).fill, 0))
+    return array, last
 
 
-def _allocated(fd: int, start: int, nbytes: int) -> Any:
+def _put_back(fd: int, has: int, end: int, holes: Sequence[tuple[int, int]]) -> None:
+    with contextlib.suppress(OSError):  # the size could not be set
+        if end > has:
+            os.ftruncate(fd, has)
+    with contextlib.suppress(OSError):  # what was allocated is not taken back there
+        _punch(fd, holes)
+
+
+def _allocated(file: _Open, start: int, nbytes: int) -> Any:
     try:
-        return _mapped(fd, "w+", start, nbytes)
+        return _mapped(file, "w+", start, nbytes)
     except errors.CommitError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
     # A file system that cannot allocate ahead. The file is ours to overwrite, so zeros can be written into it.
-    for at, stop in list(_parts(fd, start, start + nbytes, holes=True)):
-        _write_zeros(fd, at, stop)
-    return _mapped(fd, "w+", start, nbytes)
-
-
-def _write_zeros(fd: int, at: int, stop: int) -> None:
-    zeros = memoryview(bytes(min(_PIECE, stop - at)))
-    while at < stop:
-        at += os.pwrite(fd, zeros[: stop - at], at)
+    for at, stop in _parts(file, start, start + nbytes, holes=True):
+        write_zeros(file.fd, at, stop)
+    return _mapped(file, "w+", start, nbytes)
 
 
 def _punch(fd: int, parts: Sequence[tuple[int, int]]) -> None:
@@ -310,24 +359,24 @@ def _punch(fd: int, parts: Sequence[tuple[int, int]]) -> None:
                 r.release(stop - at, offset=at, discard=True)
 
 
-def _parts(fd: int, at: int, end: int, *, holes: bool = False) -> Iterator[tuple[int, int]]:
+def _parts(file: _Open, at: int, end: int, *, holes: bool = False) -> list[tuple[int, int]]:
     """Where from here to there the file has data; or holes."""
     first, then = (os.SEEK_HOLE, os.SEEK_DATA) if holes else (os.SEEK_DATA, os.SEEK_HOLE)
+    if file.seek is None:
+        return [] if holes or at >= end else [(at, end)]
+    seek, found = file.seek, []
 
-    def seek(start: int, whence: int) -> int:
+    def sought(start: int, whence: int) -> int:
         try:
-            return min(os.lseek(fd, start, whence), end)
+            return min(os.lseek(seek, start, whence), end)
         except OSError as error:
             # No more data; or a file system that does not tell: it is all data.
             none = error.errno == errno.ENXIO
             return start if whence == os.SEEK_DATA and not none else end
 
-    position = os.lseek(fd, 0, os.SEEK_CUR)  # of a file that is not ours it stays where it is
-    try:
-        while at < end:
-            start = seek(at, first)
-            at = seek(start, then) if start < end else end
-            if at > start:
-                yield start, at
-    finally:
-        os.lseek(fd, position, os.SEEK_SET)
+    while at < end:
+        start = sought(at, first)
+        at = sought(start, then) if start < end else end
+        if at > start:
+            found.append((start, at))
+    return found

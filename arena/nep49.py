@@ -7,7 +7,7 @@ What NumPy allocates for arrays in this context, and in contexts that are copied
 64-byte aligned, present, kept when it is freed. The functions are C, and ask for no Python. An array keeps the handler
 that allocated it, and the handler the arena: arrays live on after the ``with`` and after the arena's close(), whose
 mapping goes with the last of them, and are freed from whichever thread. ``a.reset()`` says BufferError while there are
-any.
+any. In a context whose arena was closed NumPy allocates by malloc, and one RuntimeWarning says so.
 
 The handler is a context variable of NumPy's. asyncio tasks and ``asyncio.to_thread`` inherit it; a new thread starts
 with NumPy's own allocator (but Python 3.14 can have threads inherit: ``-X thread_inherit_context``), as do the workers
@@ -21,14 +21,15 @@ serves as fast.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
-from . import _numpy
+from . import _core
 from ._core import Arena
+from ._scope import Owner, call_swapped, swap_in_context
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,8 +40,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _Overflow: TypeAlias = Literal["raise", "malloc"]
 
-# Set by each `allocations`, for its token knows whether we are still in the context that it was set in.
-_mark: contextvars.ContextVar[object] = contextvars.ContextVar("arena.nep49")
+# Who has swapped NumPy's handler in this context, and for what.
+_swapped: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar("arena.nep49")
 
 
 def _handler(arena: Arena, overflow: _Overflow) -> object:
@@ -50,53 +51,79 @@ def _handler(arena: Arena, overflow: _Overflow) -> object:
         raise ValueError(f"overflow must be 'raise' or 'malloc', not {overflow!r}")
     if arena.closed:
         raise ValueError("the arena is closed")
-    return _numpy.numpy_handler(arena, overflow == "malloc")
+    return _core.numpy_handler(arena, overflow == "malloc")
 
 
-@contextmanager
-def allocations(arena: Arena, *, overflow: _Overflow = "raise") -> Generator[Arena, None, None]:
-    """What :meth:`Arena.numpy_allocations` is. Where it is left in another context than it was entered in (an
-    asynchronous generator that is closed elsewhere), that one's allocator is left alone."""
-    before = _numpy.swap_numpy_handler(_handler(arena, overflow))
-    token = _mark.set(arena)
-    try:
-        yield arena
-    finally:
-        try:
-            _mark.reset(token)
-        except ValueError:  # made in a different Context
-            pass
-        else:
-            _numpy.swap_numpy_handler(before)
+class allocations(Owner, contextlib.ContextDecorator):
+    """What :meth:`Arena.numpy_allocations` is.
+
+    Blocks may end in any order (those of two generators): each takes itself out, and what began later stays. Where a
+    block is left in another context than it was entered in (an asynchronous generator that is closed elsewhere), that
+    one's allocator is left alone. An exception from a signal handler comes before NumPy's allocator has changed, or in
+    the block.
+
+    Parameters
+    ----------
+    arena
+        Where NumPy is to allocate.
+    overflow
+        What the arena cannot give is a MemoryError of NumPy's ("raise"), or memory of malloc's ("malloc").
+
+    Raises
+    ------
+    ValueError, TypeError
+        When it is entered: the arena is closed, or `overflow` or `arena` is nonsense.
+    ImportError
+        When it is entered: there is no NumPy, or one before 1.22.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from arena import Arena, nep49
+    >>> a = Arena("64MiB")
+    >>> with nep49.allocations(a):
+    ...     x = np.ones(1000)
+    >>> nep49.arena_of(x) is a
+    True
+    """
+
+    def __init__(self, arena: Arena, *, overflow: _Overflow = "raise") -> None:
+        super().__init__()
+        self._arena, self._overflow = arena, overflow
+
+    def _begin(self) -> Arena:
+        if not self.scope.ended:
+            raise RuntimeError("this block of numpy_allocations() has not ended yet: call it again for another")
+        swap_in_context(self.scope, _swapped, _core.swap_numpy_handler, _handler(self._arena, self._overflow))
+        return self._arena
+
+    def _recreate_cm(self) -> allocations:
+        return allocations(self._arena, overflow=self._overflow)
 
 
 def install(arena: Arena, *, overflow: _Overflow = "raise") -> None:
     """What NumPy allocates from now on in the current context, and in copies of it, is in the arena."""
-    _numpy.swap_numpy_handler(_handler(arena, overflow))
+    _core.swap_numpy_handler(_handler(arena, overflow))
 
 
 def uninstall() -> None:
     """NumPy's own allocator again, in the current context."""
-    _numpy.swap_numpy_handler(None)
+    _core.swap_numpy_handler(None)
 
 
 def installed() -> Arena | None:
     """The arena that NumPy allocates in now, in this context."""
-    return _numpy.arena_of_numpy_handler(_numpy.numpy_handler_of_now())
+    return _core.arena_of_numpy_handler(_core.numpy_handler_of_now())
 
 
 def carried(function: Callable[P, R]) -> Callable[P, R]:
     """The function, with NumPy's allocator of here and now, whichever thread calls it:
     ``Thread(target=carried(work))``, ``pool.map(carried(work), items)``."""
-    handler = _numpy.numpy_handler_of_now()
+    handler = _core.numpy_handler_of_now()
 
     @functools.wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        before = _numpy.swap_numpy_handler(handler)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _numpy.swap_numpy_handler(before)
+        return call_swapped(_swapped, _core.swap_numpy_handler, handler, function, args, kwargs)
 
     return inside
 
@@ -107,4 +134,4 @@ def arena_of(array: NDArray[Any]) -> Arena | None:
         address = array.__array_interface__["data"][0]
     except (AttributeError, KeyError, TypeError):
         raise TypeError(f"a NumPy array is wanted, not {type(array).__name__}") from None
-    return _numpy.arena_at(address)
+    return _core.arena_at(address)

@@ -13,7 +13,7 @@ from typing import Any
 import _measure as m
 import pytest
 
-from arena import Arena, _numpy, nep49
+from arena import Arena, _core, nep49
 
 outcomes: dict[str, str] = {}
 state: dict[str, Any] = {}
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         library = state["library"] = m.load_counting()
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-        _numpy.swap_numpy_handler(
+        _core.swap_numpy_handler(
             new(ctypes.addressof(ctypes.c_char.in_dll(library, "counting")), b"mem_handler", None)
         )
     else:

@@ -26,8 +26,9 @@ int heap_why(arena *a, struct arena_error *out) {
 /* The arena could not. Whoever asks is told NULL and nothing else, so the reason is kept. */
 static void *elsewhere(struct heap *h, int rc, const struct arena_error *why, size_t bytes, bool zero) {
     struct arena *a = h->arena;
+    void *got = NULL;
     /* Who was stopped is not to go on with other memory. */
-    void *got = h->overflow && rc != -EINTR ? (zero ? calloc(1, bytes) : malloc(bytes)) : NULL;
+    if ((h->overflow && rc != -EINTR) || rc == -ESHUTDOWN) got = zero ? calloc(1, bytes) : malloc(bytes);
     lock_take(&a->lock);
     a->last_rc = rc;
     a->last_error = *why;
@@ -53,7 +54,10 @@ static void *alloc(struct heap *h, size_t bytes, bool zero) {
     int rc = arena_alloc(h->arena, bytes, FREELIST_GRANULE, ARENA_HEAP | (zero ? ARENA_ZERO : 0u),
                          held ? h->tick : NULL, h->arg, &b, &why);
     come_back(h, held);
-    return rc ? elsewhere(h, rc, &why, bytes, zero) : b.address;
+    if (rc == 0) return b.address;
+    void *got = elsewhere(h, rc, &why, bytes, zero);
+    if (rc == -ESHUTDOWN && held && h->closed) h->closed(h->arg);
+    return got;
 }
 
 void *heap_malloc(void *heap, size_t bytes) { return alloc(heap, bytes, false); }
@@ -131,5 +135,3 @@ void *heap_realloc(void *heap, void *old, size_t bytes) {
     if (give(h, old, b.handle)) collect(h);
     return moved;
 }
-
-const struct heap_functions heap_malloc_interface = {heap_malloc, heap_calloc, heap_realloc, heap_free};

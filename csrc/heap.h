@@ -10,12 +10,16 @@
 
 struct heap {
     arena *arena;
-    bool overflow; /* what the arena cannot give comes from malloc: not present, and not 64-byte aligned */
+    /* What the arena cannot give comes from malloc: not present, and not 64-byte aligned. Once the arena is closed that is so in
+     * any case, for NumPy allocates by a context's default, and not because somebody chose this arena now. */
+    bool overflow;
     /* A lock of the caller's (Python's GIL) is let go of around what may take long, where the thread holds it: leave says so
-     * with what come_back needs, or NULL. tick is asked where it was held, see arena_alloc. Both may be NULL. */
+     * with what come_back needs, or NULL. tick is asked where it was held, see arena_alloc. closed is called where it is held
+     * again, after memory came from malloc because the arena is closed. All may be NULL. */
     void *(*leave)(void);
     void (*come_back)(void *held);
     arena_tick tick;
+    void (*closed)(void *arg);
     void *arg;
 };
 
@@ -28,15 +32,6 @@ void *heap_realloc(void *heap, void *old, size_t bytes);
 /* O(1). The size is the arena's own affair: `unused`, which NumPy passes, is wrong now and then. An address within the
  * arena where no block begins is ignored. */
 void heap_free(void *heap, void *address, size_t unused);
-
-/* All four, for those who link nothing of this. */
-struct heap_functions {
-    void *(*malloc)(void *heap, size_t bytes);
-    void *(*calloc)(void *heap, size_t count, size_t bytes);
-    void *(*realloc)(void *heap, void *old, size_t bytes);
-    void (*free)(void *heap, void *address, size_t unused);
-};
-extern const struct heap_functions heap_malloc_interface;
 
 /* -errno of the last request that no heap of this arena could serve, or that went to malloc, and why; 0: there was none. */
 int heap_why(arena *a, struct arena_error *out);

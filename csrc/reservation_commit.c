@@ -329,6 +329,7 @@ int reservation_preflight(struct reservation *r, uint64_t offset, uint64_t bytes
 static int shared_by_fork(const struct reservation *r, uint64_t first, uint64_t end, uint64_t *out) {
     int rc = 0;
     *out = 0;
+    if (r->backing.kind->shared) return 0; /* one memory for both */
     for (uint64_t from = first; rc == 0 && from < end;) {
         uint64_t start = bit_next(r->present, from, end, true);
         from = bit_next(r->present, start, end, false);
@@ -385,7 +386,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     uint32_t generation = 0;
     uint64_t lacking = bytes_of(r, pages - bit_count(map, op.first, op.end));
     uint64_t shared = 0;
-    int rc = again && !r->backing.kind->shared ? shared_by_fork(r, op.first, op.end, &shared) : 0;
+    int rc = again ? shared_by_fork(r, op.first, op.end, &shared) : 0;
     if (rc == 0)
         rc = preflight(r, lacking + shared, bytes_of(r, pages - bit_count(r->present, op.first, op.end)), write,
                        &p.promised, &report);

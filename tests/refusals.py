@@ -1077,5 +1077,48 @@ def _(at: Path) -> None:
             assert after.blocks <= reached + 16 * MIB, (after, reached)
 
 
+# What a sandbox forbids, and what is used up that is no memory: each has a sentence of its own.
+
+
+@case("mbind is forbidden")
+def _(at: Path) -> None:
+    kernel.answer(EPERM, "mbind")
+    error_of(lambda: Reservation(MIB, node=0), errnos={EPERM}, says=r"mbind.*SYS_NICE.*seccomp.*leave node= out")
+
+
+@case("memfd_create is forbidden")
+def _(at: Path) -> None:
+    kernel.answer(EPERM, "memfd_create")
+    error_of(lambda: Reservation(MIB, shared=True), errnos={EPERM}, says=r"memfd_create.*seccomp.*path='/dev/shm'")
+    with Reservation(MIB, shared=True, path="/dev/shm") as r:
+        works(r, MIB)
+
+
+@case("no inodes", machine.tmpfs(16 * MIB, "mode=1777,nr_inodes=2"))
+def _(at: Path) -> None:
+    (at / "the last one").touch()
+    for path in (at, at / "new"):
+        error_of(partial(Reservation, MIB, path=path, shared=True), errnos={ENOSPC}, says=r"inodes.*df -i.*nr_inodes=")
+
+
+@case("mlock is not permitted at all")
+def _(at: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+    kernel.drop_capabilities(14)  # IPC_LOCK
+    with Reservation(MIB, lock=True) as r:
+        error_of(r.commit, errnos={EPERM, ENOMEM}, says=r"RLIMIT_MEMLOCK.*CAP_IPC_LOCK", kinds=CommitError)
+        assert r.committed == 0
+
+
+@case("a memfd that was sealed meanwhile is not punched")
+def _(at: Path) -> None:
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, MIB)
+    r = Reservation(MIB, fd=fd, shared=True)
+    r.commit()
+    fcntl.fcntl(fd, 1033, 0x10)  # F_ADD_SEALS, F_SEAL_FUTURE_WRITE
+    error_of(partial(r.release, discard=True), errnos={EPERM}, says=r"F_SEAL_FUTURE_WRITE", kinds=CommitError)
+
+
 if __name__ == "__main__":
     {each.name: each.body for each in CASES}[sys.argv[1]](Path(sys.argv[2]))

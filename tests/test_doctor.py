@@ -568,8 +568,3 @@ def test_another_use_is_an_error(command: Callable[..., tuple[int, str, str]]) -
 def test_the_exit_status_is_that_something_blocks() -> None:
     found = doctor.examine()
     assert not blocked(found), [finding for finding in found if finding.verdict == "blocks you"]
-
-
-def test_a_hint_for_errors_of_locked_memory() -> None:
-    hint = doctor.memlock_hint(65536)
-    assert re.search("memlock|IPC_LOCK|LimitMEMLOCK", hint)

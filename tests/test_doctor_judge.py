@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from arena.doctor import mend
+from arena import advice
+from arena.advice import Mend
 from arena.doctor.cgroups import CpuGroup, HugetlbGroup, MemoryGroup
 from arena.doctor.facts import CAPABILITIES, Facts, Huge, Limit, Machine, Node, Pool, Process, Scheduling, Shm
 from arena.doctor.files import cpus_of, fields_of
 from arena.doctor.finding import USES, VERDICTS, Finding, Use
 from arena.doctor.judge import blocked, judge
-from arena.doctor.mend import Mend
 from arena.doctor.place import Place, Signs, place_of
 from arena.doctor.render import as_json, as_text
 
@@ -310,7 +310,7 @@ def test_other_findings_stay_as_they_are() -> None:
     ],
 )
 def test_the_line_for_locked_memory(place: Place, hard: int | None, line: str) -> None:
-    assert mend.memlock(place, hard).line == line
+    assert advice.lift_memlock(place, hard).line == line
 
 
 def test_what_a_process_may_raise_itself_needs_nobody_else() -> None:
@@ -399,7 +399,11 @@ def every_mend() -> Iterator[Mend]:
                     if finding.mend is not None and finding.mend not in seen:
                         seen.add(finding.mend)
                         yield finding.mend
-    for line in (mend.perf(PLACES[0], 3), mend.perf(PLACES[1], 2), mend.rlimit(PLACES[5], "RLIMIT_AS", 1)):
+    for line in (
+        advice.allow_perf(PLACES[0], 3),
+        advice.allow_perf(PLACES[1], 2),
+        advice.rlimit(PLACES[5], "RLIMIT_AS", 1),
+    ):
         assert line is not None
         yield line
 

@@ -5,6 +5,8 @@ Each case has a child of its own, which must end by itself: no SIGBUS, no SIGKIL
 
 from __future__ import annotations
 
+import errno
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,9 @@ from pathlib import Path
 import pytest
 from kernel import CANNOT
 from refusals import CASES, Case
+
+import arena
+from arena import advice, realtime
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
@@ -38,3 +43,23 @@ def test_error(case: Case, tmp_path: Path) -> None:
 def test_every_case_has_its_own_name() -> None:
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("err", "op", "words"),
+    [
+        (errno.EINVAL, "release", "locked by somebody else's.*munlock"),
+        (errno.EPERM, "release", "F_SEAL_WRITE"),
+        (errno.EPERM, "discard", "F_SEAL_FUTURE_WRITE"),
+        (errno.EACCES, "discard", "reading only"),
+        (errno.ENOMEM, "release", "release the rest again"),
+        (errno.EPERM, "mlock", "RLIMIT_MEMLOCK.*--cap-add IPC_LOCK"),
+        (errno.ENOMEM, "mlock", "max_map_count"),
+    ],
+)
+def test_the_sentence_for(err: int, op: str, words: str) -> None:
+    assert re.search(words, advice.for_commit(err, op, "", None))
+
+
+def test_the_errors_are_where_they_are_raised() -> None:
+    assert realtime.PageFaultError is arena.PageFaultError and realtime.LockError is arena.LockError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import pickle
@@ -629,3 +630,57 @@ if TYPE_CHECKING:
         assert_type(arena.memmap(path, n.float32, "r+", 8, (3, 4)), n.memmap[Any, n.dtype[n.float32]])
         assert_type(arena.memmap(path.open("rb"), dtype, shape=[3]), n.memmap[Any, n.dtype[n.int16]])
         assert_type(arena.memmap(str(path), "f4"), n.memmap[Any, n.dtype[Any]])
+
+
+# What fails late.
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("call", ["fstat", "fstatvfs", "ftruncate", "lseek", "pread", "close", "pwrite"])
+def test_a_call_that_fails_late_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, old: bool
+) -> None:
+    """Each time that it is made, one after the other: what was there is kept, or the file is a new one."""
+    real, path = getattr(os, call), tmp_path / "file"
+    for k in range(1, 20):
+        path.unlink(missing_ok=True)
+        if old:
+            filled(path, 9000)
+        data, open_before, made = path.read_bytes() if old else b"", descriptors(), 0
+
+        def fails(*args: Any, k: int = k) -> Any:
+            nonlocal made
+            made += 1
+            if made == k:
+                if call == "close":
+                    real(*args)  # the descriptor is gone all the same
+                raise OSError(errno.EIO, "injected")
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fails)
+            try:
+                x = memmap(path, "u1", "w+", 0, 20_000)
+            except OSError as error:
+                assert error.errno == errno.EIO
+                assert path.exists() == old
+                assert not old or path.read_bytes() == data
+            else:
+                assert path.read_bytes() == bytes(20_000) and x.size == 20_000
+                del x
+        assert descriptors() == open_before
+        if made < k:
+            break
+    else:
+        raise AssertionError("it does not end")
+
+
+def test_a_file_that_cannot_be_shortened_is_as_it_was(tmp_path: Path) -> None:
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    with open(fd, "r+b") as file:
+        file.write(b"x" * 9000)
+        file.flush()
+        fcntl.fcntl(fd, 1033, 2)  # F_ADD_SEALS, F_SEAL_SHRINK
+        with pytest.raises(PermissionError, match="its size is sealed"):
+            memmap(file, "u1", "w+", 100, 5000)
+        assert os.pread(fd, 9001, 0) == b"x" * 9000

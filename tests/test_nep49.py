@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import ctypes
 import gc
@@ -10,6 +11,7 @@ import random
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 from conftest import MIB, in_child, rss
 from machine import MemoryCgroup
 
-from arena import Arena, ArenaFullError, _numpy, nep49
+from arena import Arena, ArenaFullError, _core, nep49
 
 np = pytest.importorskip("numpy")
 
@@ -103,7 +105,7 @@ def test_nonsense() -> None:
     with pytest.raises(TypeError, match="a NumPy array is wanted"):
         nep49.arena_of([1])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="handler"):
-        _numpy.swap_numpy_handler(3)
+        _core.swap_numpy_handler(3)
     a.close()
     with pytest.raises(ValueError, match="closed"):
         nep49.install(a)
@@ -172,7 +174,7 @@ class Handler:
     """NumPy's side of a handler: its four functions, called with the GIL or, as NumPy does too, without."""
 
     def __init__(self, a: Arena, *, overflow: bool = False, gil: bool = True) -> None:
-        self.capsule = _numpy.numpy_handler(a, overflow)
+        self.capsule = _core.numpy_handler(a, overflow)
         get = ctypes.pythonapi.PyCapsule_GetPointer
         get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
         words = (ctypes.c_void_p * 5).from_address(get(self.capsule, b"mem_handler") + 128)
@@ -312,12 +314,34 @@ def test_an_arena_that_is_closed_meanwhile() -> None:
     with a.numpy_allocations():
         x = np.ones(1000)
         a.close()
-        with pytest.raises(MemoryError):
-            np.ones(1000)
+        with pytest.warns(RuntimeWarning, match=rf"the arena of 64 MiB at {a.address:#x} is closed"):
+            z = [np.full(n, 7) for n in (1, 1000, 100_000)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # once is enough
+            z[1].resize(50_000, refcheck=False)
+            w = np.zeros(2_000_000)
+        assert all((each[:1000] == 7).all() for each in z) and not w.any() and not inside(w, a)
         assert isinstance(a.last_error, ValueError) and "closed" in str(a.last_error)
+        x.resize(200_000, refcheck=False)  # of the arena's memory into malloc's
+        assert x[:1000].sum() == 1000 and not x[1000:].any()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.ones(100_000)
+    with a_closed_arenas_allocations(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="is closed"):
+            np.ones(1000).sum()  # it comes at the next bytecode
     y = x[5:]
     del x
     assert y.sum() == 995
+
+
+@contextlib.contextmanager
+def a_closed_arenas_allocations() -> Iterator[None]:
+    a = Arena("64MiB")
+    with a.numpy_allocations():
+        a.close()
+        yield
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

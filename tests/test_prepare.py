@@ -273,7 +273,7 @@ def test_restore_without_prepare(run: Callable[..., str]) -> None:
     )
     assert said.splitlines() == [
         "this thread has called no prepare() that is in force",
-        "prepare() is a thread's own: this block ends in another than it began in",
+        "this block is a thread's own, and ends in another than it began in",
     ]
 
 

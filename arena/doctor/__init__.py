@@ -22,13 +22,13 @@ import os
 import shutil
 import sys
 
+from ..advice import Mend
 from .finding import USES, Finding, Use, Verdict
 from .judge import blocked, judge
-from .mend import Mend, memlock_hint
 from .read import read_facts
 from .render import as_json, as_text
 
-__all__ = ["SUMMARY", "Finding", "Mend", "Use", "Verdict", "add_arguments", "examine", "memlock_hint", "report", "run"]
+__all__ = ["SUMMARY", "Finding", "Mend", "Use", "Verdict", "add_arguments", "examine", "report", "run"]
 
 SUMMARY = "say what this machine, container and process can do, and what stands in the way"
 

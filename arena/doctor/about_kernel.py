@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from . import mend
+from .. import advice
 from .facts import Facts
 from .finding import Finding, Use, among
 
@@ -92,7 +92,7 @@ def _place(f: Facts, use: Use | None) -> Iterator[Finding]:
             "gVisor",
             "blocks you" if use == "realtime" else "limits you",
             "Memory is gVisor's own, not the host's: mlock() and residency() answer, but not for the host.",
-            mend.run_with(where, "--runtime=runc"),
+            advice.run_with(where, "--runtime=runc"),
         )
     elif where.sandbox == "WSL1":
         reason = "It is not a Linux kernel, but a translation of its calls: use WSL 2."

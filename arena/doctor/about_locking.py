@@ -6,8 +6,8 @@ import errno
 import os
 from collections.abc import Iterator
 
+from .. import advice
 from ..errors import amount
-from . import mend
 from .about_memory import CHUNK
 from .facts import CAPABILITIES, Facts
 from .finding import Finding, Use, Verdict, among, limited, unknown
@@ -38,7 +38,7 @@ def _memlock(f: Facts, use: Use | None) -> Finding:
     if locked is None or whole is None or soft is None:
         return unknown("locking", name, f.unread, "/proc/self/status")
     value = f"{amount(f.lockable)} left of {amount(soft)}, without CAP_IPC_LOCK"
-    line = mend.memlock(f.place, f.hard(name))
+    line = advice.lift_memlock(f.place, f.hard(name))
     if use != "realtime":
         reason = "It counts for mlock() and memfd_secret; arenas that lock nothing do not meet it."
         return Finding("locking", name, value, "information", reason)
@@ -60,7 +60,7 @@ def _refused(f: Facts, use: Use | None) -> Iterator[Finding]:
         verdict: Verdict = "blocks you" if use == "realtime" else "information"
         reason = "A seccomp filter or a security module forbids what the limit allows."
         yield Finding(
-            "locking", "mlock", f"no: {os.strerror(err)}", verdict, reason, mend.run_with(f.place, "", "IPC_LOCK")
+            "locking", "mlock", f"no: {os.strerror(err)}", verdict, reason, advice.run_with(f.place, "", "IPC_LOCK")
         )
 
 
@@ -73,7 +73,7 @@ def _mlockall(f: Facts) -> Finding:
         return Finding("locking", name, held, "information", reason)
     if state == _FULL:
         reason = "MCL_FUTURE is on and RLIMIT_MEMLOCK is used up: this process can map nothing more."
-        line = mend.memlock(f.place, f.hard("RLIMIT_MEMLOCK"))
+        line = advice.lift_memlock(f.place, f.hard("RLIMIT_MEMLOCK"))
         return Finding("locking", name, f"MCL_FUTURE, {held}", "blocks you", reason, line)
     if state in (_ON, _ON_FAULT):
         value = f"MCL_FUTURE{' with MCL_ONFAULT' if state == _ON_FAULT else ''}, {held}"
@@ -85,7 +85,7 @@ def _mlockall(f: Facts) -> Finding:
             return Finding("locking", name, value, "good", reason)
         reason = "What is mapped counts whole against RLIMIT_MEMLOCK; of an arena only what it commits does."
         verdict: Verdict = "blocks you" if f.lockable < CHUNK else "limits you"
-        return Finding("locking", name, value, verdict, reason, mend.memlock(f.place, f.hard("RLIMIT_MEMLOCK")))
+        return Finding("locking", name, value, verdict, reason, advice.lift_memlock(f.place, f.hard("RLIMIT_MEMLOCK")))
     if locked and f.process.size and locked * 10 >= f.process.size * 9:
         reason = "Nearly all that is mapped is locked, as after mlockall(MCL_CURRENT); new mappings are not."
         return Finding("locking", name, f"MCL_CURRENT, {held}", "information", reason)
@@ -115,7 +115,7 @@ def _compaction(f: Facts, use: Use | None) -> Iterator[Finding]:
         yield Finding("locking", name, "0", "good", "Locked pages stay where they are.")
         return
     reason = "The kernel may move locked pages to make huge ones, and a touch waits for as long: a minor fault."
-    line = mend.sysctl(f.place, name, 0) if use == "realtime" else None
+    line = advice.sysctl(f.place, name, 0) if use == "realtime" else None
     yield Finding("locking", name, "1", among(use, "realtime"), reason, line)
 
 

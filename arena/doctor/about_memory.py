@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .. import advice
 from ..errors import amount
-from . import mend
 from .facts import Facts
 from .finding import Finding, Use, Verdict, among, limited, unknown
 
@@ -65,13 +65,13 @@ def _cgroup(f: Facts) -> Iterator[Finding]:
         wanted = max(2 * limit, 1 << 30)
         if name == "memory.high":
             reason = f"Past it threads are stopped to reclaim memory, so a commit of more is refused ({tight.path})."
-            line = mend.memory(f.place, tight.path, wanted)
+            line = advice.memory(f.place, tight.path, wanted)
             yield Finding("memory", name, value, _level(left), reason, line)
         elif f.machine.total is not None and limit >= f.machine.total and left >= CHUNK:
             yield Finding("memory", name, value, "good", f"It is no tighter than the machine ({tight.path}).")
         else:
             reason = f"Memory past it is a SIGKILL, so a commit of more is refused ({tight.path})."
-            yield Finding("memory", name, value, _level(left), reason, mend.memory(f.place, tight.path, wanted))
+            yield Finding("memory", name, value, _level(left), reason, advice.memory(f.place, tight.path, wanted))
 
 
 def _overcommit(f: Facts) -> Finding:
@@ -86,7 +86,7 @@ def _overcommit(f: Facts) -> Finding:
     left = max(m.commit_limit - m.committed, 0)
     value = f"2 (never): {amount(left)} left of {amount(m.commit_limit)}"
     reason = "Commits are charged against CommitLimit, as is a fork's copy of all private memory, and refused past it."
-    return Finding("memory", name, value, _level(left), reason, mend.sysctl(f.place, name, 0))
+    return Finding("memory", name, value, _level(left), reason, advice.sysctl(f.place, name, 0))
 
 
 def _address_space(f: Facts, name: str, used: int | None, counts: str) -> Finding:
@@ -99,7 +99,7 @@ def _address_space(f: Facts, name: str, used: int | None, counts: str) -> Findin
         return unknown("memory", name, f.unread, "/proc/self/status")
     left = max(soft - used, 0)
     enough = _SPACE if name == "RLIMIT_AS" else CHUNK
-    value, line = f"{amount(left)} left of {limited(soft)}", mend.rlimit(f.place, name, f.hard(name))
+    value, line = f"{amount(left)} left of {limited(soft)}", advice.rlimit(f.place, name, f.hard(name))
     return Finding("memory", name, value, _level(left, enough), f"{counts}, and is refused past this.", line)
 
 
@@ -112,7 +112,7 @@ def _mappings(f: Facts) -> Finding:
     if most - now < max(most // 10, 16):
         verdict: Verdict = "blocks you" if most - now < 16 else "limits you"
         reason = "Each reservation is at least one mapping, and mmap() and madvise() fail when there are no more."
-        return Finding("memory", name, value, verdict, reason, mend.sysctl(f.place, name, max(4 * most, 262144)))
+        return Finding("memory", name, value, verdict, reason, advice.sysctl(f.place, name, max(4 * most, 262144)))
     return Finding("memory", name, value, "good", "There is room for more mappings.")
 
 
@@ -133,7 +133,7 @@ def _swap(f: Facts, use: Use | None) -> Finding:
     reason = (
         "Committed memory that lies idle may be swapped out, and faults when it is next touched, unless it is locked."
     )
-    line = mend.sysctl(f.place, "vm.swappiness", 1) if (m.swappiness or 0) > 1 else None
+    line = advice.sysctl(f.place, "vm.swappiness", 1) if (m.swappiness or 0) > 1 else None
     return Finding("memory", "swap", value, among(use, "realtime"), reason, line if use == "realtime" else None)
 
 
@@ -155,10 +155,10 @@ def _numa(f: Facts, use: Use | None) -> Iterator[Finding]:
             "no",
             among(use, None, "realtime", "numpy"),
             reason,
-            mend.run_with(f.place, "", "SYS_NICE"),
+            advice.run_with(f.place, "", "SYS_NICE"),
         )
     if len(nodes) > 1 and f.machine.numa_balancing:
         name = "kernel.numa_balancing"
         reason = "Pages are unmapped now and then to see who uses them: faults in memory that is there, locked or not."
-        line = mend.sysctl(f.place, name, 0) if use == "realtime" else None
+        line = advice.sysctl(f.place, name, 0) if use == "realtime" else None
         yield Finding("memory", name, "on", among(use, "realtime"), reason, line)

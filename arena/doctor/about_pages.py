@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .. import advice
 from ..errors import amount
-from . import mend
 from .facts import Facts, Pool
 from .finding import Finding, Use, among, unknown
 
@@ -36,11 +36,11 @@ def _thp(f: Facts, use: Use | None) -> Iterator[Finding]:
             value,
             among(use, None, "numpy"),
             "Memory comes in pages of 4 KiB, which take several times as long to commit, and miss the TLB more often.",
-            mend.sysfs(f.place, f"{_THP}/enabled", "madvise"),
+            advice.sysfs(f.place, f"{_THP}/enabled", "madvise"),
         )
     elif enabled == "always" and use == "realtime":
         reason = "khugepaged may move the pages of everything in this process, and the loop faults or waits meanwhile."
-        yield Finding("pages", "THP", value, "limits you", reason, mend.sysfs(f.place, f"{_THP}/enabled", "madvise"))
+        yield Finding("pages", "THP", value, "limits you", reason, advice.sysfs(f.place, f"{_THP}/enabled", "madvise"))
     else:
         yield Finding("pages", "THP", value, "good", "Arenas ask for huge pages (MADV_HUGEPAGE) and may have them.")
     sizes = [f"{amount(size)} {word}" for size, word in f.huge.sizes.items() if word not in ("never", "")]
@@ -58,7 +58,9 @@ def _of_this_process(f: Facts, use: Use | None) -> Iterator[Finding]:
             "on",
             among(use, None, "numpy"),
             "This process, or the one that started it, asked for no transparent huge pages, so it gets none.",
-            mend.Mend("python", "ctypes.CDLL(None).prctl(41, 0, 0, 0, 0)", "in this process, before the arena is made"),
+            advice.Mend(
+                "python", "ctypes.CDLL(None).prctl(41, 0, 0, 0, 0)", "in this process, before the arena is made"
+            ),
         )
     elif off > 1:
         reason = "Transparent huge pages are for memory that asks for them only, and arenas do."
@@ -71,7 +73,7 @@ def _shared(f: Facts, use: Use | None) -> Finding:
         return unknown("pages", "THP of shared memory", f.unread, f"{_THP}/shmem_enabled")
     if f.answers.get("thp_shared"):
         return Finding("pages", "THP of shared memory", shmem, "good", "Shared memory may have huge pages.")
-    line = mend.sysfs(f.place, f"{_THP}/shmem_enabled", "advise") if use == "sharing" else None
+    line = advice.sysfs(f.place, f"{_THP}/shmem_enabled", "advise") if use == "sharing" else None
     reason = "Shared memory comes in pages of 4 KiB, but for pages='2M' of the hugetlb pool."
     return Finding("pages", "THP of shared memory", shmem, among(use, "sharing"), reason, line)
 
@@ -86,11 +88,11 @@ def _pool(f: Facts, pool: Pool) -> Finding:
     if pool.left:
         return Finding("pages", name, value, "good", f"pages={amount(pool.page).replace(' ', '')!r} takes from it.")
     if pool.page == 2 << 20:
-        line = mend.sysctl(f.place, "vm.nr_hugepages", pool.total + 512)
+        line = advice.sysctl(f.place, "vm.nr_hugepages", pool.total + 512)
     elif pool.page >= 1 << 30:
-        line = mend.boot(f"hugepagesz={pool.page >> 30}G hugepages={pool.total + 4}")
+        line = advice.boot(f"hugepagesz={pool.page >> 30}G hugepages={pool.total + 4}")
     else:
-        line = mend.sysfs(f.place, f"{pool.path}/nr_hugepages", pool.total + 512)
+        line = advice.sysfs(f.place, f"{pool.path}/nr_hugepages", pool.total + 512)
     if pool.total:
         return Finding("pages", name, value, "limits you", "All pages of the pool are taken.", line)
     reason = "The pool is empty, as it is unless somebody fills it; arenas take transparent huge pages."
@@ -110,5 +112,5 @@ def _cgroup(f: Facts) -> Iterator[Finding]:
             f"{amount(left)} left of {amount(tight.limit)}",
             "limits you" if left < pool.left * pool.page else "good",
             f"Huge pages past it are refused when they are committed ({tight.path}).",
-            mend.cgroup_file(tight.path, pool.total * pool.page) if left < pool.left * pool.page else None,
+            advice.cgroup_file(tight.path, pool.total * pool.page) if left < pool.left * pool.page else None,
         )

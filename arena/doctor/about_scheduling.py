@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from . import mend
+from .. import advice
 from .facts import Facts
 from .finding import Finding, Use, among, unknown
 
@@ -37,7 +37,7 @@ def _preemption(f: Facts) -> Finding:
         return Finding("scheduling", "PREEMPT_RT", "yes", "good", "Almost all of the kernel can be preempted.")
     reason = "The kernel does not bound how long it keeps a real-time thread waiting; most cycles do not notice."
     if "PREEMPT_DYNAMIC" in f.machine.version:
-        return Finding("scheduling", "PREEMPT_RT", "no", "information", reason, mend.boot("preempt=full"))
+        return Finding("scheduling", "PREEMPT_RT", "no", "information", reason, advice.boot("preempt=full"))
     return Finding("scheduling", "PREEMPT_RT", "no", "information", reason)
 
 
@@ -47,7 +47,7 @@ def _fifo(f: Facts, use: Use | None) -> Finding:
     if none is not None:
         path = f"{none.path.rpartition('/')[0]}/cpu.rt_runtime_us"
         reason = f"The cgroup has no time for real-time threads ({path})."
-        return Finding("scheduling", name, "no", among(use, "realtime"), reason, mend.cgroup_file(path, 950000))
+        return Finding("scheduling", name, "no", among(use, "realtime"), reason, advice.cgroup_file(path, 950000))
     if f.has("CAP_SYS_NICE"):
         return Finding(
             "scheduling", name, "any priority, by CAP_SYS_NICE", "good", "The loop may run before all others."
@@ -59,7 +59,7 @@ def _fifo(f: Facts, use: Use | None) -> Finding:
         value = "any priority" if limit.soft is None else f"priorities up to {limit.soft}"
         return Finding("scheduling", name, value, "good", "RLIMIT_RTPRIO allows it.")
     reason = "RLIMIT_RTPRIO is 0 and there is no CAP_SYS_NICE: the loop waits its turn like any other thread."
-    line = mend.rtprio(f.place, limit.hard) if use == "realtime" else None
+    line = advice.lift_rtprio(f.place, limit.hard) if use == "realtime" else None
     return Finding("scheduling", name, "no", among(use, "realtime"), reason, line)
 
 
@@ -95,7 +95,7 @@ def _quota(f: Facts, use: Use | None) -> Iterator[Finding]:
         return
     value = f"{tight.quota / tight.period:.4g} CPUs ({tight.quota} of {tight.period} µs)"
     reason = f"When the quota is used up, all threads stop until the period ends ({tight.path})."
-    line = mend.cpu_quota(f.place, tight.path, len(f.scheduling.online) or 1)
+    line = advice.cpu_quota(f.place, tight.path, len(f.scheduling.online) or 1)
     yield Finding(
         "scheduling", "cpu cgroup", value, among(use, "realtime"), reason, line if use == "realtime" else None
     )
@@ -112,7 +112,7 @@ def _cpus(f: Facts, use: Use | None) -> Finding:
         )
     reason = "Whatever runs on the machine may run on the same CPUs."
     last = s.online[-1] if len(s.online) > 1 else None
-    line = mend.boot(f"isolcpus={last} nohz_full={last} rcu_nocbs={last}") if last and use == "realtime" else None
+    line = advice.boot(f"isolcpus={last} nohz_full={last} rcu_nocbs={last}") if last and use == "realtime" else None
     return Finding("scheduling", "CPUs", value, "information", reason, line)
 
 
@@ -123,5 +123,5 @@ def _perf(f: Facts, use: Use | None) -> Finding:
         reason = "Page faults can be sampled with their addresses."
         return Finding("scheduling", "perf_event_open", f"yes, {value}", "good", reason)
     reason = f"Page faults can be counted, but not where they are: {os.strerror(err)}."
-    line = mend.perf(f.place, paranoid) if use == "realtime" else None
+    line = advice.allow_perf(f.place, paranoid) if use == "realtime" else None
     return Finding("scheduling", "perf_event_open", f"no, {value}", among(use, "realtime"), reason, line)

@@ -6,8 +6,8 @@ import errno
 import os
 from collections.abc import Iterator
 
+from .. import advice
 from ..errors import amount
-from . import mend
 from .about_memory import CHUNK
 from .facts import Facts
 from .finding import Finding, Use, Verdict, among, unknown
@@ -45,7 +45,7 @@ def _shm(f: Facts, use: Use | None) -> Finding:
     if free >= CHUNK and not small:
         return Finding("sharing", name, value, "good", "Shared memory with a name may have that much.")
     reason = "Shared memory with a name has that much room; past it those who do not allocate first get a SIGBUS."
-    line = mend.shm_size(f.place, wanted) if use == "sharing" else None
+    line = advice.shm_size(f.place, wanted) if use == "sharing" else None
     return Finding("sharing", name, value, among(use, "sharing"), reason, line)
 
 
@@ -58,5 +58,5 @@ def _file_size(f: Facts, use: Use | None) -> Finding:
         return Finding("sharing", name, "unlimited", "good", "Files, memfds among them, may be as long as they like.")
     verdict: Verdict = "blocks you" if use == "sharing" and soft < CHUNK else among(use, "sharing")
     reason = "No file, a memfd included, may be made longer than this: EFBIG."
-    line = mend.rlimit(f.place, name, f.hard(name)) if use == "sharing" else None
+    line = advice.rlimit(f.place, name, f.hard(name)) if use == "sharing" else None
     return Finding("sharing", name, amount(soft), verdict, reason, line)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from ..advice import Mend
 from ..errors import amount
-from .mend import Mend
 
 __all__ = ["USES", "VERDICTS", "Finding", "Topic", "Use", "Verdict", "among", "limited", "unknown"]
 

@@ -3,14 +3,17 @@ nothing faults."""
 
 from __future__ import annotations
 
+from ..errors import LockError, PageFaultError
+from ..ledger import PageFault
 from .._realtime import Pool, PoolBlock, Ring, count_page_faults, no_page_faults
-from ._where import PageFault
 from .locking import MemoryLock, lock_memory, unlock_memory
 from .preparing import Prepared, prepare, restore
 
 __all__ = [
+    "LockError",
     "MemoryLock",
     "PageFault",
+    "PageFaultError",
     "Pool",
     "PoolBlock",
     "Prepared",

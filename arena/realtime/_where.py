@@ -6,37 +6,24 @@ instruction goes on, and faulthandler, which is made to run in a signal handler,
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import faulthandler
+import functools
 import os
 import re
 import signal
-import threading
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
-from .. import _realtime, hints
+from .. import advice
+from .._scope import Ledger, Owner, Scope
 from ..errors import PageFaultError, page_fault_error
+from ..ledger import PageFault
+
+if TYPE_CHECKING:
+    from .._realtime import Watch
 
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in ', re.MULTILINE)
-
-
-class PageFault(NamedTuple):
-    """A page fault: the address, and that of the instruction (of a fault inside a system call, the one that made the
-    call). The file and line of Python, None but with ``where="lines"``. The name of what is mapped at the address, and
-    the instruction's symbol."""
-
-    address: int
-    instruction: int
-    file: str | None
-    line: int | None
-    mapping: str
-    symbol: str
-
-    def __str__(self) -> str:
-        by = f", by {self.symbol}" if self.symbol else ""
-        at = f", {self.file}:{self.line}" if self.file else ""
-        return f"{self.address:#x} in {self.mapping}{by}{at}"
 
 
 class Recording(NamedTuple):
@@ -53,31 +40,59 @@ class Recording(NamedTuple):
         return cls(faults, [], _refused(err) if err else "" if asked else "no_page_faults(where=True) says where")
 
 
-class Recorder:
-    """Records this thread's faults with their lines until it is stopped. OSError: perf_event_open(2) is refused."""
+def _one_at_a_time(wishes: list[None], fewer: bool) -> None:
+    if len(wishes) > 1:
+        raise BlockingIOError
 
-    def __init__(self, number: int) -> None:
-        with contextlib.ExitStack() as undo:
-            self._text = os.memfd_create("page faults")
-            undo.callback(os.close, self._text)
+
+# One records lines in the process, for the signal and its handler are the process's.
+_recording: Ledger[None] = Ledger(_one_at_a_time)
+
+
+class Recorder(Owner):
+    """Records this thread's faults with their lines until its scope ends."""
+
+    def __init__(self, scope: Scope, text: int, watch: Watch) -> None:
+        super().__init__(scope)
+        self._text = text
+        self._watch = watch
+
+    def recording(self) -> Recording:
+        """What was recorded so far; nothing more is."""
+        self._watch.disarm()
+        text = os.pread(self._text, os.fstat(self._text).st_size, 0).decode("utf-8", "replace")
+        return Recording(self._watch.faults(), _innermost(text), "")
+
+
+def record(watch: Callable[[int], Watch], ignore: Callable[[int], object]) -> Recorder | str:
+    """Begins to record this thread's faults, or says why that cannot be. ``watch`` notes faults, and sends this signal
+    for each; OSError: perf_event_open(2) is refused. ``ignore``: from then on the signal does nothing by itself."""
+    number = _free_signal()
+    if number is None:
+        return "where is not known, for no real-time signal is free"
+    try:
+        with Scope() as scope:
+            _recording.enter(scope, None)
+            text = scope.get(os.close, os.memfd_create, "page faults")
             # What faulthandler puts back: on a machine that is late with a signal, it may come after the end.
-            _realtime.ignore(number)
-            faulthandler.register(number, file=self._text, all_threads=False, chain=False)
-            undo.callback(faulthandler.unregister, number)
-            self._watch = _realtime.Watch(number)
+            ignore(number)
+            scope.do(
+                functools.partial(faulthandler.unregister, number),
+                functools.partial(faulthandler.register, number, file=text, all_threads=False, chain=False),
+            )
+            noted = watch(number)
+            scope.at_end(noted.disarm)
             # The handler's own first faults are not the block's.
             for _ in range(2):
                 signal.raise_signal(number)
-            os.ftruncate(self._text, 0)
-            os.lseek(self._text, 0, os.SEEK_SET)
-            self._undo = undo.pop_all()
-        self._watch.arm()
-
-    def stop(self) -> Recording:
-        self._watch.disarm()
-        with self._undo:
-            text = os.pread(self._text, os.fstat(self._text).st_size, 0).decode("utf-8", "replace")
-            return Recording(self._watch.faults(), _innermost(text), "")
+            os.ftruncate(text, 0)
+            os.lseek(text, 0, os.SEEK_SET)
+            noted.arm()
+            return Recorder(scope, text, noted)
+    except BlockingIOError:
+        return "where is not known, for another block records lines at the same time"
+    except OSError as error:
+        return _refused(error.errno or 0)
 
 
 def _free_signal() -> int | None:
@@ -97,41 +112,8 @@ def _innermost(text: str) -> list[tuple[str, int] | None]:
     return found
 
 
-_ANOTHER = "where is not known, for another block records lines at the same time"
-
-# Those that run, by the tag of their block: one in the process, for the signal and its handler are the process's.
-_one = threading.Lock()
-_running: dict[int, Recorder | str] = {}
-
-
-def start(tag: int) -> None:
-    """Record this thread's faults. That it cannot be is no error: stop() says why."""
-    number = _free_signal()
-    if number is None or not _one.acquire(blocking=False):
-        _running[tag] = "where is not known, for no real-time signal is free" if number is None else _ANOTHER
-        return
-    try:
-        _running[tag] = Recorder(number)
-    except OSError as error:
-        _one.release()
-        _running[tag] = _refused(error.errno or 0)
-    except BaseException:
-        _one.release()
-        raise
-
-
-def stop(tag: int) -> Recording:
-    recorder = _running.pop(tag)
-    if isinstance(recorder, str):
-        return Recording([], [], recorder)
-    try:
-        return recorder.stop()
-    finally:
-        _one.release()
-
-
 def _refused(err: int) -> str:
-    return f"where is not known, for perf_event_open(2) says {errno.errorcode.get(err, err)}: {hints.perf(err)}"
+    return f"where is not known, for perf_event_open(2) says {errno.errorcode.get(err, err)}: {advice.perf_event(err)}"
 
 
 def _mappings() -> list[tuple[int, int, str]]:
@@ -144,15 +126,15 @@ def _mappings() -> list[tuple[int, int, str]]:
     return found
 
 
-def error(minor: int, major: int, allowed: int, recording: Recording) -> PageFaultError:
-    """The exception for a block with so many faults."""
+def error(minor: int, major: int, allowed: int, recording: Recording, symbol: Callable[[int], str]) -> PageFaultError:
+    """The exception for a block with so many faults. ``symbol`` names the code at an address."""
     mappings = _mappings() if recording.faults else []
     where = []
     for i, (address, instruction) in enumerate(recording.faults):
         file, line = (recording.lines[i] if i < len(recording.lines) else None) or (None, None)
         gone = "memory that is not mapped any more"
         mapping = next((name for start, end, name in mappings if start <= address < end), gone)
-        where.append(PageFault(address, instruction, file, line, mapping, _realtime.symbol(instruction)))
+        where.append(PageFault(address, instruction, file, line, mapping, symbol(instruction)))
     hint = recording.why_not or (
         "make the memory present first: warm() an arena, prepare() stack and heap, and run the block some times before"
     )

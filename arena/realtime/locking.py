@@ -7,109 +7,92 @@ their bookkeeping too.
 
 from __future__ import annotations
 
-import os
-import threading
-from typing import TYPE_CHECKING
-
-from .. import _core
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from .. import _realtime
+from .._scope import Ledger, Owner, Scope
 
 __all__ = ["MemoryLock", "lock_memory", "unlock_memory"]
 
+# A fork's child inherits no locks from its parent.
+_in_force: Ledger[tuple[bool, bool, bool]] = Ledger(_realtime.lock, inherited=False)
 
-class MemoryLock:
+
+class MemoryLock(Owner):
     """What :func:`lock_memory` returns: a context manager at whose end this lock is no longer in force."""
 
-    def __init__(self, current: bool, future: bool, on_fault: bool) -> None:
-        self._current, self._future, self._on_fault = current, future, on_fault
-
-    def __enter__(self) -> Self:
-        if self not in _in_force:
+    def _begin(self) -> MemoryLock:
+        if self.scope not in _in_force:
             raise RuntimeError("this lock is not in force any more: call lock_memory() again")
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        with _mutex:
-            if self in _in_force:  # and not ended by unlock_memory(), or lost to a fork
-                _end(self)
-
-
-# The innermost last. What a signal handler raises in the middle of a change comes right after the call into C: so the
-# list is changed before it, and says what is so.
-_mutex = threading.RLock()
-_in_force: list[MemoryLock] = []
-_inherited = False  # this is a fork's child, whose parent had locks
-
-
-def _after_fork() -> None:
-    global _mutex, _inherited
-    _mutex = threading.RLock()
-    _inherited = bool(_in_force)
-    _in_force.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _apply(afresh: bool) -> None:
-    """What is in force, as the strongest of it."""
-    _core.lock_all(
-        any(lock._current for lock in _in_force),
-        any(lock._future for lock in _in_force),
-        all(lock._on_fault for lock in _in_force),
-        afresh,
-    )
-
-
-def _end(lock: MemoryLock) -> None:
-    _in_force.remove(lock)
-    try:
-        _apply(True)
-    except OSError:  # the limit was lowered: nothing is locked now
-        _in_force.clear()
-        raise
-
 
 def lock_memory(current: bool = True, future: bool = True, on_fault: bool = False) -> MemoryLock:
-    """Lock this process's memory: what is mapped now (``current``), and what will be mapped or committed (``future``).
-    With ``on_fault`` pages that are not there yet are locked when they come, and not populated now.
+    """Lock this process's memory, so that none of it is paged out, and no loop waits for it.
 
-    Calls nest: unlock_memory() ends the last, and the end of a ``with`` its own. A fork's child inherits no locks, and
-    in the parent it makes each private page fault at the next write: another call without ``on_fault``, a nested one
-    too, makes them its own again (but for what arenas have committed, see ``fork=``).
+    Reservations and arenas are locked where they are committed, now and later: an mlockall(2) by somebody else
+    populates them whole. Calls nest: unlock_memory() ends the last, and the end of a ``with`` its own. An exception
+    from a signal handler finds the lock in force and owned by whoever called this, or not in force.
 
-    An mlockall(2) by somebody else populates reservations whole; ours does not, neither those that are there nor those
-    made later. Against RLIMIT_MEMLOCK what is committed counts; only pages of the hugetlb pool count whole when they
-    are reserved under ``future`` without CAP_IPC_LOCK: reserve those before.
+    Parameters
+    ----------
+    current
+        What is mapped now.
+    future
+        What will be mapped, or committed.
+    on_fault
+        Pages that are not there yet are locked when they come, and not populated now.
 
-    Raises LockError (an OSError), which says what RLIMIT_MEMLOCK allows and how to raise it; then nothing of this call
-    is locked.
+    Returns
+    -------
+    MemoryLock
+        A context manager that ends this lock. Without a ``with`` it stays in force until unlock_memory().
+
+    Raises
+    ------
+    LockError
+        (An OSError.) RLIMIT_MEMLOCK forbids it; the error says what it allows, and how to raise it. Nothing of this
+        call is locked then.
+    ValueError
+        Neither `current` nor `future`.
+
+    Notes
+    -----
+    Against RLIMIT_MEMLOCK (getrlimit(2)) what is committed counts; only pages of the hugetlb pool count whole when they
+    are reserved under `future` without CAP_IPC_LOCK: reserve those before.
+
+    A fork's child inherits no locks (mlockall(2)), and in the parent a fork makes each private page fault at the next
+    write: another call without `on_fault`, a nested one too, makes them its own again (but for what arenas have
+    committed, see ``fork=``).
+
+    Examples
+    --------
+    >>> from arena.realtime import lock_memory
+    >>> with lock_memory(current=False, on_fault=True):
+    ...     pass  # what is mapped in here is locked
     """
     if not (current or future):
         raise ValueError("neither what is there nor what will be: lock_memory(current=True) or (future=True)")
-    lock = MemoryLock(bool(current), bool(future), bool(on_fault))
-    with _mutex:
-        _in_force.append(lock)
-        try:
-            _apply(False)
-        except BaseException:
-            if lock in _in_force:
-                _end(lock)
-            raise
-    return lock
+    with Scope() as scope:
+        _in_force.enter(scope, (bool(current), bool(future), bool(on_fault)))
+        return MemoryLock(scope)
 
 
 def unlock_memory() -> None:
     """End the last lock_memory(). With the outermost all is unlocked, but for what ``lock=True`` has locked; what
-    another's mlockall(2) had locked is unlocked too. RuntimeError: there is none, or it was made by the parent of this
-    fork's child."""
-    with _mutex:
-        if not _in_force:
-            raise RuntimeError(
-                "this is the child of a fork, which inherits no locks: call lock_memory() here"
-                if _inherited
-                else "no lock_memory() is in force"
-            )
-        _end(_in_force[-1])
+    another's mlockall(2) had locked is unlocked too.
+
+    Raises
+    ------
+    LockError
+        What is still to be locked cannot be, for RLIMIT_MEMLOCK was lowered: no memory is locked now. The lock has
+        ended all the same.
+    RuntimeError
+        There is none, or it was made by the parent of this fork's child.
+    """
+    scope = _in_force.last
+    if scope is None:
+        raise RuntimeError(
+            "this is the child of a fork, which inherits no locks: call lock_memory() here"
+            if _in_force.lost
+            else "no lock_memory() is in force"
+        )
+    scope.end()

@@ -3,102 +3,46 @@ way, and, if asked for, a real-time priority and CPUs of one's own."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import gc as _gc
 import operator
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, SupportsIndex
+from collections.abc import Iterable
+from typing import Literal, SupportsIndex
 
-from .. import _core, _realtime, hints
+from .. import _core, _realtime, advice
+from .._scope import Ledger, OwnerInThread, Scope, unwind
 from ..errors import prefault_error
 from ..sizes import parse_size
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["Prepared", "prepare", "restore"]
 
 
-class _Shared:
-    """What is the process's, and stays as long as any prepare() asks for it. ``begin`` gives what ends it."""
-
-    def __init__(self, begin: Callable[[], Callable[[], object]]) -> None:
-        self._begin = begin
-        self._users = 0
-        self._end: Callable[[], object] | None = None
-
-    def enter(self, undo: contextlib.ExitStack) -> None:
-        if self._users == 0:
-            self._end = self._begin()
-        self._users += 1
-        undo.callback(self._leave)
-
-    def _leave(self) -> None:
-        self._users -= 1
-        if self._users == 0 and self._end is not None:
-            self._end()
-
-
-def _collection_off() -> Callable[[], object]:
-    was_on = _gc.isenabled()
-    _gc.disable()
-    return _gc.enable if was_on else _gc.isenabled
-
-
-def _frozen() -> Callable[[], object]:
-    # What somebody else has frozen cannot be told from ours: then all stays frozen.
-    others = _gc.get_freeze_count()
-    _gc.collect()
-    _gc.freeze()
-    return _gc.isenabled if others else _gc.unfreeze
-
-
-_off = _Shared(_collection_off)
-_freeze = _Shared(_frozen)
-# The sizes that malloc keeps, of every prepare() in force.
-_heaps: list[int] = []
-_mutex = threading.RLock()
+# What is the process's, and stays as long as any prepare() asks for it.
+_off: Ledger[None] = Ledger(_realtime.collect_not)
+_frozen: Ledger[None] = Ledger(_realtime.freeze)
+_heaps: Ledger[int] = Ledger(_realtime.keep_heap)
 
 
 class _Mine(threading.local):
     def __init__(self) -> None:
-        self.prepared: list[Prepared] = []
+        self.prepared: list[Scope] = []
 
 
 _mine = _Mine()
 
 
-def _in_child() -> None:
-    global _mutex
-    _mutex = threading.RLock()
+class Prepared(OwnerInThread):
+    """What :func:`prepare` returns: a context manager that restores at its end, and what was prepared inside of it and
+    is still in force, too. ``stack`` and ``heap``: the bytes made present."""
 
-
-os.register_at_fork(after_in_child=_in_child)
-
-
-class Prepared:
-    """What :func:`prepare` returns: a context manager that restores at its end. ``stack`` and ``heap``: the bytes made
-    present."""
-
-    def __init__(self, undo: contextlib.ExitStack, stack: int, heap: int) -> None:
-        self._undo = undo
-        self._thread = threading.get_ident()
+    def __init__(self, scope: Scope, stack: int, heap: int) -> None:
+        super().__init__(scope)
         self.stack = stack
         self.heap = heap
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._thread != threading.get_ident():
-            raise RuntimeError("prepare() is a thread's own: this block ends in another than it began in")
-        # A restore() inside the block was before us.
-        while self in _mine.prepared:
-            restore()
 
 
 def prepare(
@@ -110,20 +54,51 @@ def prepare(
 ) -> Prepared:
     """Prepare this thread, and the process, for a loop that must not wait; all of it, or an exception and nothing.
 
-    ``stack``: so many bytes of this thread's stack are made present. ``heap``: so many bytes of malloc's memory, and
-    from then on malloc keeps what is freed, and maps nothing by mmap(2) (mallopt(3); in glibc alone, elsewhere a
-    RuntimeWarning says so). Threads but the main one may have heaps of their own in glibc, unless MALLOC_ARENA_MAX=1 is
-    in the environment; and Python's small objects are elsewhere, unless PYTHONMALLOC=malloc is. 0: leave it as it is.
-
-    ``gc``: ``"freeze"`` collects, takes what there is out of all later collections, and turns automatic ones off;
-    ``"off"`` only turns them off; ``"leave"``. ``sched``: SCHED_FIFO with this priority for this thread, and for those
-    that it starts. ``affinity``: the CPU, or CPUs, that this thread is to run on.
-
     Calls nest: restore() in the same thread, or the end of the ``with``, ends the last. Stack and heap are not locked:
-    lock_memory() does that.
+    lock_memory() does that. An exception from a signal handler finds all of it in force, or nothing.
 
-    Raises CommitError: there is no such memory, or the stack may not be that large; OSError: no such priority is
-    permitted, or no such CPU; each says what to do.
+    Parameters
+    ----------
+    stack
+        So many bytes of this thread's stack are made present. 0: leave it as it is.
+    heap
+        So many bytes of malloc's memory are made present, and from then on malloc keeps what is freed, and maps nothing
+        by mmap(2). 0: leave it as it is.
+    gc
+        "freeze" collects, takes what there is out of all later collections, and turns automatic ones off; "off" only
+        turns them off; "leave" leaves them.
+    sched
+        SCHED_FIFO with this priority, for this thread and for those that it starts.
+    affinity
+        The CPU, or CPUs, that this thread is to run on.
+
+    Returns
+    -------
+    Prepared
+        A context manager that restores at its end. Without a ``with`` all stays in force until restore().
+
+    Raises
+    ------
+    CommitError
+        There is no such memory, or the stack may not be that large.
+    OSError
+        No such priority is permitted, or there is no such CPU. Both errors say what to do.
+    ValueError, TypeError
+        Nonsense.
+
+    Notes
+    -----
+    Malloc is told by mallopt(3): in glibc alone, elsewhere a RuntimeWarning says so. Threads but the main one may have
+    heaps of their own in glibc, unless MALLOC_ARENA_MAX=1 is in the environment; and Python's small objects are
+    elsewhere, unless PYTHONMALLOC=malloc is. A fork's child has what the thread that forked had prepared, but for its
+    stack and heap being present.
+
+    Examples
+    --------
+    >>> from arena.realtime import prepare
+    >>> with prepare(stack="64KiB", heap="1MiB", gc="off") as prepared:
+    ...     prepared.stack, prepared.heap
+    (65536, 1048576)
     """
     nbytes = parse_size(stack, "stack"), parse_size(heap, "heap")
     if gc not in ("freeze", "off", "leave"):
@@ -133,21 +108,22 @@ def prepare(
     if priority is not None and not low <= priority <= high:
         raise ValueError(f"sched must be a priority of SCHED_FIFO, from {low} to {high}, not {priority}")
     cpus = _cpus(affinity)
-    with _mutex, contextlib.ExitStack() as undo:
+    with Scope() as scope:
         if cpus is not None:
-            _run_on(cpus, undo)
+            _run_on(cpus, scope)
         if nbytes[0]:
             _touch_stack(nbytes[0])
-        kept = _keep_heap(nbytes[1], undo) if nbytes[1] else 0
+        kept = _keep_heap(nbytes[1], scope) if nbytes[1] else 0
         if gc != "leave":
-            _off.enter(undo)
+            _off.enter(scope, None)
         if gc == "freeze":
-            _freeze.enter(undo)
+            _gc.collect()
+            _frozen.enter(scope, None)
         if priority is not None:
-            _schedule(priority, undo)
-        prepared = Prepared(undo.pop_all(), nbytes[0], kept)
-        _mine.prepared.append(prepared)
-        return prepared
+            _schedule(priority, scope)
+        mine = _mine.prepared
+        scope.do(functools.partial(unwind, mine, scope), mine.append, scope)
+        return Prepared(scope, nbytes[0], kept)
 
 
 def restore() -> None:
@@ -156,8 +132,7 @@ def restore() -> None:
     thresholds as it goes again: any mallopt(3) ends that.) RuntimeError: this thread has none."""
     if not _mine.prepared:
         raise RuntimeError("this thread has called no prepare() that is in force")
-    with _mutex:
-        _mine.prepared.pop()._undo.close()
+    _mine.prepared[-1].end()
 
 
 def _can_be_had(nbytes: int) -> None:
@@ -169,32 +144,23 @@ def _can_be_had(nbytes: int) -> None:
 def _touch_stack(nbytes: int) -> None:
     left = _realtime.stack_left()
     if left < nbytes:
-        raise prefault_error("stack", nbytes, left, hints.stack())
+        raise prefault_error("stack", nbytes, left, advice.stack())
     _can_be_had(nbytes)
     _realtime.touch_stack(nbytes)
 
 
-def _keep_heap(nbytes: int, undo: contextlib.ExitStack) -> int:
+def _keep_heap(nbytes: int, scope: Scope) -> int:
     _can_be_had(nbytes)
-    _heaps.append(nbytes)
-    undo.callback(_let_heap_go, nbytes)
-    if not _realtime.keep_heap(True, max(_heaps)):
-        warnings.warn("this C library's malloc cannot be told to keep memory: heap= does nothing", stacklevel=3)
+    try:
+        _heaps.enter(scope, nbytes)
+    except NotImplementedError as error:
+        warnings.warn(f"{error}: heap= does nothing", stacklevel=3)
         return 0
     try:
         _realtime.touch_heap(nbytes)
     except MemoryError:
-        raise prefault_error("malloc", nbytes, None, hints.for_reserve(errno.ENOMEM, "malloc", "", 0, 0)) from None
+        raise prefault_error("malloc", nbytes, None, advice.for_reserve(errno.ENOMEM, "malloc", "", 0, 0)) from None
     return nbytes
-
-
-def _let_heap_go(nbytes: int) -> None:
-    _heaps.remove(nbytes)
-    if _heaps:
-        _realtime.keep_heap(True, max(_heaps))
-    else:
-        _realtime.keep_heap(False)
-        _realtime.trim_heap()
 
 
 def _cpus(affinity: SupportsIndex | Iterable[SupportsIndex] | None) -> set[int] | None:
@@ -208,11 +174,10 @@ def _cpus(affinity: SupportsIndex | Iterable[SupportsIndex] | None) -> set[int] 
     return cpus
 
 
-def _run_on(cpus: set[int], undo: contextlib.ExitStack) -> None:
+def _run_on(cpus: set[int], scope: Scope) -> None:
     before = os.sched_getaffinity(0)
-    undo.callback(os.sched_setaffinity, 0, before)
     try:
-        os.sched_setaffinity(0, cpus)
+        scope.do(functools.partial(os.sched_setaffinity, 0, before), os.sched_setaffinity, 0, cpus)
         refused = os.sched_getaffinity(0) != cpus
     except OSError as error:
         if error.errno != errno.EINVAL:
@@ -221,13 +186,12 @@ def _run_on(cpus: set[int], undo: contextlib.ExitStack) -> None:
     except OverflowError:
         refused = True
     if refused:
-        raise OSError(errno.EINVAL, f"this thread may not run on CPUs {sorted(cpus)}: {hints.cpus(before)}")
+        raise OSError(errno.EINVAL, f"this thread may not run on CPUs {sorted(cpus)}: {advice.cpus(before)}")
 
 
-def _schedule(priority: int, undo: contextlib.ExitStack) -> None:
-    before = os.sched_getscheduler(0), os.sched_getparam(0)
+def _schedule(priority: int, scope: Scope) -> None:
+    undo = functools.partial(os.sched_setscheduler, 0, os.sched_getscheduler(0), os.sched_getparam(0))
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        scope.do(undo, os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(priority))
     except PermissionError:
-        raise PermissionError(errno.EPERM, hints.rtprio(priority)) from None
-    undo.callback(os.sched_setscheduler, 0, *before)
+        raise PermissionError(errno.EPERM, advice.rtprio(priority)) from None
