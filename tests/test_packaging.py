@@ -66,7 +66,9 @@ def test_the_sdist_has_all_sources(sdist: set[str]) -> None:
             ("tests/c", "*"),
             ("tests/capi", "*"),
             ("tests/neighbours", "*.py"),
-            ("bench", "*.py"),
+            ("bench", "*.[cp]*"),
+            ("bench/patch2021", "*"),
+            ("examples", "*"),
         )
         for path in ROOT.glob(f"{folder}/{pattern}")
         if path.is_file() and path.suffix not in (".pyc", ".so")
@@ -79,9 +81,7 @@ def test_the_sdist_has_nothing_that_was_built(sdist: set[str]) -> None:
     built = {
         name
         for name in sdist
-        if re.search(
-            r"\.(so|o|pyc)$|^arena/(_core\.c|bench/_calls\.c|realtime/\w+\.c|include)|__pycache__|^build/", name
-        )
+        if re.search(r"\.(so|o|pyc)$|^arena/(_core\.c|realtime/\w+\.c|include)|__pycache__|^build/", name)
     }
     assert not built
 
@@ -93,13 +93,12 @@ def test_the_wheel_has_what_its_users_compile_and_check_against(wheel: Path) -> 
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     assert header == (ROOT / "csrc" / "arena.h").read_bytes()
     assert {"arena/_core.pxd", "arena/__init__.pxd", "arena/py.typed"} <= names
-    assert "arena/bench/published-2021.csv" in names
     realtime = [f"arena/realtime/_{name}" for name in ("faults", "pool", "prepare", "ring")]
-    for module in ("arena/_core", "arena/bench/_calls", *realtime):
+    for module in ("arena/_core", *realtime):
         assert f"{module}.pyi" in names
         assert len([name for name in names if re.fullmatch(rf"{module}\..*\.so", name)]) == 1
     assert not [name for name in names if name.endswith((".pyx", ".c"))]
-    assert not [name for name in names if not re.match(r"arena/|pytest_arena/|sparse_arena-", name)]
+    assert not [name for name in names if not re.match(r"arena/(?!examples)|pytest_arena\.py$|sparse_arena-", name)]
     assert "License-Expression: MIT" in metadata
     assert "Requires-Python: >=3.10" in metadata
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
