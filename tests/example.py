@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from conftest import run_child
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 # glibc's malloc adapts what it keeps to what was freed before. So it keeps nothing of this size, and each run is alike.
 KEEP_NOTHING = "131072"
 
 
-def run_example(name: str, *arguments: object) -> tuple[int, str, str]:
+def run_example(name: str, *arguments: object, **env: object) -> tuple[int, str, str]:
     """In a child: the exit status, and what it printed and complained of."""
-    done = run_child(
-        f"""
-        import sys
-        from arena.examples import {name}
-        sys.argv = [{name!r}, *{[*map(str, arguments)]!r}]
-        sys.exit({name}.main())
-        """,
-        MALLOC_MMAP_THRESHOLD_=KEEP_NOTHING,
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": KEEP_NOTHING, **{name: str(value) for name, value in env.items()}},
+        check=False,
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -7,21 +7,16 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import run_child
+from example import EXAMPLES, run_example
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
-BALLOON = """
-import sys
-from arena.examples import balloon
-sys.argv = ["balloon", "--limit", "64MiB", "--seconds", "1", "--seed", "5", *ARGUMENTS]
-sys.exit(balloon.main())
-"""
+BALLOON = ("--limit", "64MiB", "--seconds", "1", "--seed", "5")
 
 
 def refused(output: str) -> int:
@@ -31,8 +26,9 @@ def refused(output: str) -> int:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--shared"]])
-def test_the_balloon_survives_every_failed_plug(arguments: list[str], child: Callable[..., str]) -> None:
-    said = child(BALLOON.replace("ARGUMENTS", repr(arguments)))
+def test_the_balloon_survives_every_failed_plug(arguments: list[str]) -> None:
+    status, said, complained = run_example("balloon", *BALLOON, *arguments)
+    assert status == 0, complained
     if "RLIMIT_DATA" in said and arguments:
         pytest.skip("no memory cgroup here, and RLIMIT_DATA does not count shared memory")
     assert refused(said) > 0
@@ -42,26 +38,33 @@ def test_the_balloon_survives_every_failed_plug(arguments: list[str], child: Cal
 def test_the_balloon_where_it_may_make_no_cgroup(child: Callable[..., str]) -> None:
     if os.geteuid() != 0:
         pytest.skip("the same as the test above, for who is not root")
-    beneath = """
+    code = """
 import sys
 from pathlib import Path
-sys.path.insert(0, HERE)
+sys.path[:0] = EXAMPLES, HERE
+import balloon
 from machine import mounted
+sys.argv[1:] = ARGUMENTS
 with mounted("tmpfs", "arena-test", Path("/sys/fs/cgroup"), "ro"):
-""".replace("HERE", repr(str(Path(__file__).parent)))
-    said = child(beneath + textwrap.indent(BALLOON.replace("ARGUMENTS", "[]"), "    "))
+    sys.exit(balloon.main())
+"""
+    said = child(
+        code.replace("EXAMPLES", repr(str(EXAMPLES)))
+        .replace("HERE", repr(str(Path(__file__).parent)))
+        .replace("ARGUMENTS", repr(BALLOON))
+    )
     assert "by RLIMIT_DATA" in said
     assert refused(said) > 0
 
 
 def test_nonsense_is_refused() -> None:
-    done = run_child(BALLOON.replace("ARGUMENTS", '["--size", "1MiB"]'))
-    assert done.returncode == 2 and "--size" in done.stderr
+    status, _, complained = run_example("balloon", "--size", "1MiB")
+    assert status == 2 and "--size" in complained
 
 
-@pytest.mark.parametrize("name", ["frames", "bigsum", "prefetch"])
+@pytest.mark.parametrize("name", ["audio", "bigsum", "frames", "prefetch"])
 def test_those_that_need_numpy_say_so(name: str) -> None:
-    done = run_child(f"import sys; sys.modules['numpy'] = None; from arena.examples import {name}")
+    done = run_child(f"import sys; sys.modules['numpy'] = None; sys.path.insert(0, {str(EXAMPLES)!r}); import {name}")
     assert done.returncode == 1
     assert done.stderr == "this example needs NumPy: pip install 'sparse-arena[numpy]'\n"
 
@@ -72,17 +75,19 @@ def test_those_that_need_numpy_say_so(name: str) -> None:
         ["frames", "--size", "320x240", "--rounds", "100000"],
         ["bigsum", "--size", "16MiB", "--rounds", "100000"],
         ["prefetch", "--samples", "200", "--epochs", "100000"],
+        ["balloon", "--limit", "64MiB", "--seconds", "1000"],
     ],
     ids=lambda arguments: arguments[0],
 )
 def test_ctrl_c_stops_every_thread(arguments: list[str], tmp_path: Path) -> None:
     pytest.importorskip("numpy", reason="NumPy is not installed")
+    # Unbuffered, so that the first line, after which there is something to stop, comes when it is printed.
     with subprocess.Popen(
-        [sys.executable, "-m", f"arena.examples.{arguments[0]}", *arguments[1:]],
+        [sys.executable, EXAMPLES / f"{arguments[0]}.py", *arguments[1:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
     ) as running:
         assert running.stdout and running.stderr
         first = running.stdout.readline()
@@ -96,12 +101,16 @@ NEIGHBOURS = """
 import runpy, sys
 sys.argv[1:], absent = ARGUMENTS, ABSENT
 sys.modules.update(dict.fromkeys(absent))  # None: as if it were not installed
-runpy.run_module("arena.examples.neighbours", run_name="__main__")
+runpy.run_path(PATH, run_name="__main__")
 """
 
 
 def neighbours(*arguments: str, absent: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return run_child(NEIGHBOURS.replace("ARGUMENTS", repr(arguments)).replace("ABSENT", repr(absent)))
+    return run_child(
+        NEIGHBOURS.replace("ARGUMENTS", repr(arguments))
+        .replace("ABSENT", repr(absent))
+        .replace("PATH", repr(str(EXAMPLES / "neighbours.py")))
+    )
 
 
 def test_the_neighbours() -> None:

@@ -8,7 +8,7 @@ import wave
 from pathlib import Path
 
 import pytest
-from example import row, run_example
+from example import EXAMPLES, row, run_example
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
@@ -34,7 +34,7 @@ def test_a_process_that_may_not_lock_says_so(tmp_path: Path) -> None:
     from test_lock import limited
 
     done = subprocess.run(
-        [sys.executable, "-m", "arena.examples.audio", "--seconds", "0.3"],
+        [sys.executable, EXAMPLES / "audio.py", "--seconds", "0.3"],
         preexec_fn=limited(64 * 1024),
         capture_output=True,
         text=True,
@@ -57,3 +57,10 @@ def test_a_process_that_may_not_lock_says_so(tmp_path: Path) -> None:
 def test_what_cannot_be_played(arguments: list[object], status: int, complaint: str) -> None:
     found, _, complained = run_example("audio", *arguments)
     assert found == status and complaint in complained
+
+
+def test_pressure_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    status, said, complained = run_example("audio", "--seconds", 0.5, "--pressure", TMPDIR=tmp_path)
+    assert (status, complained) == (0, "")
+    assert "page faults" in said
+    assert not list(tmp_path.iterdir())

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example import no_thread_is_left, row, run_example
+from example import EXAMPLES, no_thread_is_left, row, run_example
 from machine import disk
 
 np = pytest.importorskip("numpy", reason="NumPy is not installed")
 
-from arena.examples import bigsum  # noqa: E402  (it ends the program where there is no NumPy)
+import bigsum  # noqa: E402  (it ends the program where there is no NumPy)
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
@@ -113,13 +113,14 @@ def test_where_there_is_no_o_direct(child: Callable[..., str], tmp_path: Path) -
         textwrap.dedent("""
         import sys
         from pathlib import Path
-        sys.path.insert(0, HERE)
+        sys.path[:0] = EXAMPLES, HERE
+        import bigsum
         from machine import mounted
-        from arena.examples import bigsum
         with mounted("ramfs", "arena-test", Path(AT), "mode=777"):
             sys.argv = ["bigsum", "--size", "8MiB", "--rounds", "1", "--dir", AT]
             bigsum.main()
         """)
+        .replace("EXAMPLES", repr(str(EXAMPLES)))
         .replace("HERE", repr(str(Path(__file__).parent)))
         .replace("AT", repr(str(tmp_path / "ramfs")))
     )

@@ -16,8 +16,8 @@ from arena import Arena
 
 np = pytest.importorskip("numpy", reason="NumPy is not installed")
 
-from arena.examples import frames  # noqa: E402  (it ends the program where there is no NumPy)
-from arena.examples._ring import SLOTS  # noqa: E402
+import frames  # noqa: E402  (it ends the program where there is no NumPy)
+from _ring import SLOTS  # noqa: E402
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 

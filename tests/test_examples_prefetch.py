@@ -14,7 +14,7 @@ from arena import Arena
 
 np = pytest.importorskip("numpy", reason="NumPy is not installed")
 
-from arena.examples import prefetch  # noqa: E402  (it ends the program where there is no NumPy)
+import prefetch  # noqa: E402  (it ends the program where there is no NumPy)
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 

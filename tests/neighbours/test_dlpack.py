@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import MIB, rss
-from neighbours._neighbour import holds_an_export
+from neighbour import holds_an_export
 
 from arena import Arena, ArenaFullError, Block
 

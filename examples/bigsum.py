@@ -5,14 +5,15 @@ the data does not go through the page cache, and does not push out what other pr
 np.fromfile and np.memmap, by pieces of the same size. Nothing of the file is in the page cache at first; with --cached
 all of it is, and then the ordinary ways need no disk and should win: use O_DIRECT for what is read once.
 
-    python -m arena.examples.bigsum                     a file of its own, 512 MiB
-    python -m arena.examples.bigsum FILE --dtype f4
+    python examples/bigsum.py                     a file of its own, 512 MiB
+    python examples/bigsum.py FILE --dtype f4
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import functools
 import math
@@ -27,20 +28,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from _compare import Spent, command, mib, milliseconds, show, take_turns
+
 from arena import Arena, Block
-from arena.draw import table
-from arena.errors import amount
-from arena.examples._measure import (
-    Spent,
-    command,
-    in_page_cache,
-    milliseconds,
-    page_cache,
-    reset_peak,
-    resident,
-    resident_peak,
-    take_turns,
-)
 from arena.sizes import parse_size
 
 try:
@@ -149,6 +139,42 @@ def by_memmap(file: File) -> Pieces:
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
+def resident(which: str = "VmRSS") -> int:
+    """Resident bytes of this process; as VmHWM, the most there were since reset_peak()."""
+    with open("/proc/self/status", encoding="ascii") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which + ":"))
+
+
+def reset_peak() -> None:
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as knob:
+        knob.write("5")
+
+
+def page_cache(path: str, *, fill: bool) -> None:
+    """All of the file is in the page cache then, or none of it that was written to the disk and is not mapped."""
+    with open(path, "rb", buffering=0) as raw:
+        if fill:
+            scratch = bytearray(1 << 20)
+            while raw.readinto(scratch):
+                pass
+        else:
+            os.fsync(raw)
+            os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def in_page_cache(path: str) -> int | None:
+    """Bytes of the file in the page cache, by mincore(2). None: it tells only those who might write to the file."""
+    if not os.access(path, os.W_OK):
+        return None
+    with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, mmap.MAP_PRIVATE) as pages:
+        present = bytearray(-(-len(pages) // mmap.PAGESIZE))
+        start = ctypes.c_char.from_buffer(pages)
+        vector = ctypes.c_char.from_buffer(present)
+        failed = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(pages)), ctypes.byref(vector))
+        del start
+    return None if failed else sum(byte & 1 for byte in present) * mmap.PAGESIZE
+
+
 @dataclass
 class Total:
     count: int = 0
@@ -186,7 +212,7 @@ def measure(pieces: Callable[[File], Pieces], file: File, cached: bool) -> Resul
             if number == 0:
                 steady.begin()
         steady.end()
-        peak = resident_peak() - before
+        peak = resident("VmHWM") - before
         del piece
     return Result(total, spent, steady.faults, max(peak, 0), in_page_cache(file.path))
 
@@ -204,7 +230,7 @@ def made(nbytes: int, directory: str | None, dtype: Any) -> Iterator[str]:
 
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m arena.examples.bigsum", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("file", nargs="?", help="numbers, nothing else (default: one is made, and removed)")
     parser.add_argument("--dtype", choices=("f4", "f8"), default="f8", help="of a number (default: %(default)s)")
     parser.add_argument("--size", default="512MiB", help="of the file that is made (default: %(default)s)")
@@ -225,7 +251,7 @@ def main() -> int:
             parser.error(f"{path} has {file.size:,} bytes: not one or more numbers of {dtype.itemsize}")
         fd, direct = open_direct(path)
         os.close(fd)
-        print(f"{file.size // dtype.itemsize:,} numbers, {amount(file.size)}, in pieces of {amount(PIECE)}", flush=True)
+        print(f"{file.size // dtype.itemsize:,} numbers, {mib(file.size)}, in pieces of {mib(PIECE)}", flush=True)
         if not direct:
             print(f"The file system of {path} has no O_DIRECT: the arena reads through the page cache too.")
         ways = {
@@ -243,15 +269,16 @@ def main() -> int:
     times = [statistics.median(result.spent.seconds for result in some) for some in results.values()]
     last = [some[-1] for some in results.values()]
     rows = [
+        ["", *ways],
         ["time", *map(milliseconds, times)],
         ["GiB/s", *(f"{file.size / seconds / 2**30:.2f}" for seconds in times)],
         ["page faults", *(f"{statistics.median_low(r.spent.faults for r in some):,}" for some in results.values())],
         ["after the first piece", *(f"{statistics.median_low(r.steady for r in some):,}" for some in results.values())],
-        ["resident memory, at most", *(f"+{amount(result.peak)}" for result in last)],
-        ["of the file in the page cache", *("unknown" if r.cached is None else amount(r.cached) for r in last)],
+        ["resident memory, at most", *(f"+{mib(result.peak)}" for result in last)],
+        ["of the file in the page cache", *("unknown" if r.cached is None else mib(r.cached) for r in last)],
         ["time, to the arena's", *(f"{seconds / times[0]:.2f} x" for seconds in times)],
     ]
-    print(table(["", *ways], rows))
+    show(rows)
     return 0
 
 

@@ -4,7 +4,7 @@ A batch is a block of an arena, and the training may keep it for as long as it l
 array or tensor that looks at it, and a later batch finds it, present. Of np.empty, malloc gives batches of 32 MiB and
 more back to the kernel, and most smaller ones too, so that each is found anew by page faults.
 
-    python -m arena.examples.prefetch --batch 64 --ahead 3
+    python examples/prefetch.py --batch 64 --ahead 3
 
 Yields torch tensors where torch is installed, and NumPy arrays elsewhere. The order depends on the seed and the epoch
 only. What the dataset raises comes out of the loop, with its traceback. A loop that is left early stops the workers.
@@ -23,10 +23,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from _compare import Spent, command, mib, milliseconds, show, take_turns
+
 from arena import Arena
-from arena.draw import table
-from arena.errors import amount
-from arena.examples._measure import Spent, command, milliseconds, take_turns
 
 try:
     import numpy as np
@@ -152,9 +151,7 @@ def train(prefetcher: Prefetcher) -> Epoch:
 
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m arena.examples.prefetch", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--samples", type=int, default=2000, help="pictures (default: %(default)s)")
     parser.add_argument("--side", type=int, default=224, help="their height and width (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="pictures in a batch (default: %(default)s)")
@@ -171,7 +168,7 @@ def main() -> int:
     need = (args.ahead + 1) * (of_a_batch + 128)
     arena = Arena(4 * need + (64 << 20), fork="drop", name="prefetch")
     arena.warm(need)
-    print(f"{args.samples} pictures, {-(-args.samples // args.batch)} batches of {amount(of_a_batch)}", flush=True)
+    print(f"{args.samples} pictures, {-(-args.samples // args.batch)} batches of {mib(of_a_batch)}", flush=True)
 
     def way(make: Callable[..., Any]) -> Callable[[], Epoch]:
         prefetcher = Prefetcher(pictures, make, batch=args.batch, workers=args.workers, ahead=args.ahead)
@@ -185,13 +182,14 @@ def main() -> int:
     faults = [sum(epoch.spent.faults for epoch in some) / args.epochs for some in epochs.values()]
     count = epochs["arena"][0].batches - 1
     rows = [
+        ["", *ways],
         ["page faults a batch", *(f"{value / count:,.1f}" for value in faults)],
         ["time a batch", *(milliseconds(value / count) for value in times)],
         ["time, to the arena's", *(f"{value / times[0]:.2f} x" for value in times)],
     ]
-    print(table(["", *ways], rows))
+    show(rows)
     stats = arena.stats()
-    print(f"of {amount(need)} warmed the arena had at most {amount(stats.peak_live)} in use; now {amount(stats.live)}")
+    print(f"of {mib(need)} warmed the arena had at most {mib(stats.peak_live)} in use; now {stats.live} bytes")
     return 0
 
 

@@ -4,7 +4,7 @@ A guest sees 64 GiB, of which the host lends it some: ranges are *plugged* (comm
 it runs. The host has less memory than the guest may ask for, so plugs fail; with ordinary memory that is an OOM kill of
 the guest, or a SIGBUS, some time later. Here it is an exception at the plug, and the device is as it was before.
 
-    python -m arena.examples.balloon --limit 256MiB --seconds 5
+    python examples/balloon.py --limit 256MiB --seconds 5
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from _compare import command, mib, show
+
 from arena import CommitError, Reservation
-from arena.draw import table
-from arena.errors import amount
 from arena.sizes import parse_size
 
 BLOCK = 2 << 20  # bytes that are plugged at a time, as virtio-mem does
@@ -130,16 +130,15 @@ def play(device: Balloon, blocks: int, seconds: float, rng: random.Random) -> di
         "blocks plugged": f"{done['plugged']}",
         "unplugged": f"{done['unplugged']}",
         "plugs refused": f"{done['refused']}",
-        "most at a time": amount(done["peak"] * BLOCK),
-        "data checked": amount(done["checked"]),
+        "most at a time": mib(done["peak"] * BLOCK),
+        "data checked": mib(done["checked"]),
         "the first refusal": refusal or "none",
     }
 
 
+@command
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m arena.examples.balloon", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", default="64GiB", help="what the guest sees (default: %(default)s)")
     parser.add_argument("--limit", default="256MiB", help="what the host has for it (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="how long (default: %(default)s)")
@@ -152,10 +151,10 @@ def main() -> int:
     with limited(parse_size(args.limit, "limit")) as by:
         device = Balloon(size, shared=args.shared)
         with device.memory:
-            print(f"a device of {amount(size)}, {amount(parse_size(args.limit))} of memory for it, by {by}")
+            print(f"a device of {args.size}, {args.limit} of memory for it, by {by}")
             rows = play(device, size // BLOCK, args.seconds, random.Random(args.seed))
         refusal = rows.pop("the first refusal")
-        print(table(("", ""), list(rows.items())))
+        show(list(rows.items()))
         print(f"the first refusal: {refusal}")
     return 0
 

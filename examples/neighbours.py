@@ -1,6 +1,6 @@
 """What else takes a buffer, each on an arena's block: short functions, to be copied.
 
-    python -m arena.examples.neighbours [NAME ...]
+    python examples/neighbours.py [NAME ...]
 
 A neighbour's object that holds an export keeps the block: free() is a BufferError until it is gone, and then the block
 goes too. Three keep the block object but no export, so nothing stops an explicit free() under them:
@@ -215,9 +215,7 @@ NEIGHBOURS: tuple[Callable[[Arena], str], ...] = (
 
 def main() -> int:
     names = [example.__name__ for example in NEIGHBOURS]
-    parser = argparse.ArgumentParser(
-        prog="python -m arena.examples.neighbours", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", nargs="*", help=f"of {', '.join(names)} (default: all)")
     wanted = parser.parse_args().name
     if unknown := set(wanted) - set(names):

@@ -5,7 +5,7 @@ free the writer waits, and with it all that is upstream. Beside it are the ordin
 and rings of np.empty, which fault in their first round only. What is gained in the mean is little where the work on a
 pixel takes longer than its share of a page fault, as here; it is more in the worst latency, that of the first frames.
 
-    python -m arena.examples.frames --size 1920x1080 --frames 60
+    python examples/frames.py --size 1920x1080 --frames 60
 
 Each frame carries its number in its first row and in its last, as a video's timecode does. Every thread looks at both
 before its work and after it: a frame that was lost, mixed up or used again too early does not pass.
@@ -24,11 +24,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from _compare import Spent, command, mib, milliseconds, show, take_turns
+from _ring import SLOTS, Crew, Make, Pixels, Ring
+
 from arena import Arena
-from arena.draw import table
-from arena.errors import amount
-from arena.examples._measure import Spent, command, milliseconds, percentile, take_turns
-from arena.examples._ring import SLOTS, Crew, Make, Pixels, Ring
 
 try:
     import numpy as np
@@ -173,7 +172,7 @@ def picture(image: Pixels) -> str:
 
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m arena.examples.frames", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", default="1920x1080", help="of a frame, in pixels (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=60, help="in each round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="the ways take turns (default: %(default)s)")
@@ -200,7 +199,7 @@ def main() -> int:
         # Without `with`: an arena goes with its last frame, also where an error's traceback holds one.
         arena = Arena(2 * need + (64 << 20), fork="drop", name="frames")
         arena.warm(need)
-        print(f"{count} frames of {args.size}, {len(works)} stages: rings and scratch of {amount(need)}", flush=True)
+        print(f"{count} frames of {args.size}, {len(works)} stages: rings and scratch of {mib(need)}", flush=True)
 
         def way(make: Make, keep: bool) -> Callable[[], Seen]:
             return lambda: play(make, keep, source, (height, width), stages(height, width), count)
@@ -217,17 +216,19 @@ def main() -> int:
     faults = [sum(one.spent.faults for one in some) / total for some in seen.values()]
     times = [statistics.median(one.spent.seconds for one in some) / (count - 1) for some in seen.values()]
     latencies = [[value for one in some for value in one.latencies] for some in seen.values()]
+    cuts = [[*statistics.quantiles(values, n=100, method="inclusive"), max(values)] for values in latencies]
     rows = [
+        ["", *ways],
         ["page faults a frame", *(f"{value:,.1f}" for value in faults)],
         ["time a frame", *map(milliseconds, times)],
         *(
-            [f"latency, {label}", *(milliseconds(percentile(values, percent)) for values in latencies)]
-            for label, percent in (("p50", 50), ("p99", 99), ("max", 100))
+            [f"latency, {label}", *(milliseconds(cut[at]) for cut in cuts)]
+            for label, at in (("p50", 49), ("p99", 98), ("max", -1))
         ),
         ["time, to the arena's", *(f"{value / times[0]:.2f} x" for value in times)],
     ]
-    print(table(["", *ways], rows))
-    print(f"of {amount(need)} warmed the arena had at most {amount(arena.stats().peak_live)} in use")
+    show(rows)
+    print(f"of {mib(need)} warmed the arena had at most {mib(arena.stats().peak_live)} in use")
     if args.show:
         print(picture(seen["arena"][-1].last))
     return 0

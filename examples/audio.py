@@ -5,27 +5,27 @@ bytes. np.zeros makes it of promises, so a page fault waits at every 4 KiB of ta
 it was there once; in an arena that is locked there is none. The sink is a clock: a period that is not done when the
 next is due is a missed deadline, which is a click.
 
-    python -m arena.examples.audio --seconds 4 --pressure
+    python examples/audio.py --seconds 4 --pressure
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import statistics
+import subprocess
 import sys
 import time
 import wave
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from _compare import command, mib, milliseconds, show, take_turns
+
 from arena import Arena, CommitError
-from arena.bench.pressure import under
-from arena.draw import table
-from arena.errors import amount
-from arena.examples._measure import command, milliseconds, percentile, take_turns
 from arena.realtime import count_page_faults, prepare
 
 try:
@@ -135,14 +135,40 @@ def make_arena(need: int) -> tuple[Arena, str]:
     raise AssertionError
 
 
+NEIGHBOUR = """
+import mmap, os, tempfile
+parent = os.getppid()
+with tempfile.TemporaryFile(buffering=0) as file:
+    while os.getppid() == parent:
+        with mmap.mmap(-1, 64 << 20) as memory:
+            for at in range(0, len(memory), mmap.PAGESIZE):
+                memory[at] = 1
+        for at in range(64):
+            os.pwrite(file.fileno(), bytes(1 << 20), at << 20)
+        os.fdatasync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+"""
+
+
+@contextlib.contextmanager
+def pressure() -> Iterator[None]:
+    """A process beside us that uses memory and the page cache, and ends with us."""
+    # A session of its own: Ctrl-C is for us.
+    with subprocess.Popen([sys.executable, "-c", NEIGHBOUR], start_new_session=True) as neighbour:
+        try:
+            yield
+        finally:
+            neighbour.kill()
+
+
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m arena.examples.audio", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--wav", metavar="FILE", help="16-bit WAV (default: a synthetic chord)")
     parser.add_argument("--seconds", type=float, default=4, help="of it (default: %(default)s)")
     parser.add_argument("--delay", type=float, default=5, help="of the echo, in seconds (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="the ways take turns (default: %(default)s)")
-    parser.add_argument("--pressure", action="store_true", help="beside processes that use memory and the page cache")
+    parser.add_argument("--pressure", action="store_true", help="beside a process that uses memory and the page cache")
     parser.add_argument("--out", metavar="FILE", help="write what was heard as WAV")
     args = parser.parse_args()
     if not 0 < args.seconds <= 3600 or not 0.01 <= args.delay <= 3600 or args.rounds < 1:
@@ -154,26 +180,28 @@ def main() -> int:
     delay = max(int(args.delay * rate), REHEARSED * PERIOD)
     need = (delay + len(sound) + PERIOD) * sound.shape[1] * 4 + 8192
     arena, locked = make_arena(need)
-    print(f"{len(sound) / rate:.1f} s at {rate} Hz, tape and recording of {amount(need)}; the arena is {locked}")
+    print(f"{len(sound) / rate:.1f} s at {rate} Hz, tape and recording of {mib(need)}; the arena is {locked}")
     ways = {
         "arena": lambda: play(arena.zeros, sound, rate, delay),
         "np.zeros": lambda: play(np.zeros, sound, rate, delay),
     }
     # No heap: in this example np.zeros is to be what it is without.
-    with prepare(heap=0), under("all", 64 * MIB) if args.pressure else contextlib.nullcontext():
+    with prepare(heap=0), pressure() if args.pressure else contextlib.nullcontext():
         played = take_turns(ways, args.rounds)
     if len({one.crc for some in played.values() for one in some}) != 1:
         sys.exit("the ways do not sound the same")
     took = [[seconds for one in some for seconds in one.took] for some in played.values()]
+    cuts = [[*statistics.quantiles(values, n=1000, method="inclusive"), max(values)] for values in took]
     rows = [
+        ["", *ways],
         ["page faults", *(f"{sum(one.faults for one in some):,}" for some in played.values())],
         ["deadlines missed", *(f"{sum(one.missed for one in some):,}" for some in played.values())],
         *(
-            [f"callback, {label}", *(milliseconds(percentile(values, percent)) for values in took)]
-            for label, percent in (("p50", 50), ("p99", 99), ("p99.9", 99.9), ("max", 100))
+            [f"callback, {label}", *(milliseconds(cut[at]) for cut in cuts)]
+            for label, at in (("p50", 499), ("p99", 989), ("p99.9", 998), ("max", -1))
         ),
     ]
-    print(table(["", *ways], rows))
+    show(rows)
     if args.out:
         write(args.out, played["arena"][-1].recording, rate)
     return 0
