@@ -1,5 +1,5 @@
-"""The extension modules: arena._core, from arena/_core.pyx and csrc/, arena.bench._calls, and those of arena.realtime,
-which have files of csrc/ of their own. All else is in pyproject.toml."""
+"""The extension modules: arena._core, from arena/_core.pyx and csrc/, and those of arena.realtime, which have files of
+csrc/ of their own. All else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -89,7 +89,6 @@ setup(
             )
             for name in (
                 "arena._core",
-                "arena.bench._calls",
                 "arena.realtime._faults",
                 "arena.realtime._pool",
                 "arena.realtime._prepare",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import mmap
 import os
 import resource
 import signal
@@ -19,9 +20,11 @@ import kernel
 import pytest
 from machine import MemoryCgroup
 
-from arena.bench import _calls, latency_report, pressure
+from arena import cli
+from arena.bench import latency_report, pressure
 from arena.bench.cycles import Samples
 from arena.bench.latency_report import Row
+from arena.bench.touch import Toucher, sleep_until
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
@@ -185,24 +188,63 @@ def test_a_disturber_that_ended_itself_is_an_error() -> None:
         kill_it()
 
 
-def test_write_fills_or_touches_each_page() -> None:
-    memory = bytearray(8192)
-    _calls.write(memory, 4096, 7)
-    assert [at for at, byte in enumerate(memory) if byte == 7] == [0, 4096]
-    _calls.write(memory, 0, 9)
-    assert memory == bytes([9]) * 8192
-    with pytest.raises((TypeError, BufferError)):
-        _calls.write(b"readonly", 0, 1)
-    with pytest.raises(OverflowError):
-        _calls.write(memory, 0, 256)
+@pytest.mark.counts_faults
+def test_a_buffer_is_filled_or_touched_in_each_page_and_its_faults_are_counted() -> None:
+    memory, touch = bytearray(8192), Toucher(8192, 4096)
+    touch.write(memory)
+    assert [at for at, byte in enumerate(memory) if byte] == [0, 4096]
+    assert touch.read(memory) == b"\1\1"
+    touch.fill(memory)
+    assert memory == b"\1" * 8192
+    for way in (touch.write, touch.fill):
+        with pytest.raises(TypeError):
+            way(b"readonly")
+        assert way(memory) == 0
+    size = 64 * mmap.PAGESIZE
+    for way in (Toucher(size, mmap.PAGESIZE).write, touch.fill):
+        with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as fresh:
+            fresh.madvise(mmap.MADV_NOHUGEPAGE)
+            assert way(fresh) == 64
+            assert way(fresh) == 0
 
 
 def test_sleep_until_is_never_early() -> None:
     deadline = time.monotonic_ns() + 2_000_000
-    _calls.sleep_until(deadline)
+    sleep_until(deadline)
     assert time.monotonic_ns() >= deadline
     with pytest.raises(ValueError, match="below 0"):
-        _calls.sleep_until(-1)
+        sleep_until(-1)
+
+
+def test_a_signal_handler_runs_while_it_sleeps_and_what_it_raises_is_raised() -> None:
+    def handler(number: int, frame: object) -> None:
+        rung.append(time.monotonic_ns())
+        if len(rung) == 3:
+            raise InterruptedError
+
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        with pytest.raises(InterruptedError):
+            sleep_until(time.monotonic_ns() + 60_000_000_000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(rung) == 3
+
+
+def test_a_benchmark_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["bench"])
+    assert "BENCHMARK" in capsys.readouterr().err
+
+
+def test_where_the_patchs_table_is_now(command: Callable[..., tuple[int, str, str]]) -> None:
+    status, out, err = command("bench", "populate", "--runs", "1")
+    assert (status, out) == (2, "")
+    assert "`python bench/patch2021`" in err
+    assert "populate" not in command("bench", "--help")[1]
 
 
 def row(way: str, memory: list[int], faults: int = 0, page: int = 4096) -> Row:

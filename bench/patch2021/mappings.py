@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import Reservation
-from ..errors import amount
+from arena import Reservation
+from arena.errors import amount
+
 from . import huge_pages
-from ._calls import MAP_HUGE_2_MIB, mount_detached
+from .calls import MAP_HUGE_2_MIB, mount_detached
 
 __all__ = ["TYPES", "Machine", "MappingType", "NotHereError"]
 

@@ -6,20 +6,18 @@ import csv
 import io
 import itertools
 import json
-import os
-import platform
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from .. import __version__, draw
-from ..errors import amount
+from arena import draw
+from arena.errors import amount
+
 from .claims import CANNOT_SAY, Case, Claim, judge
 from .mappings import ARENA, MIB, MappingType
 from .table import Row, Table
 
-__all__ = ["as_csv", "as_json", "as_text", "machine"]
+__all__ = ["as_csv", "as_json", "as_text"]
 
 WIDTH = 100
 PAGES_WERE_THERE = (
@@ -214,25 +212,3 @@ def claim_as_dict(claim: Claim) -> dict[str, Any]:
         for case in claim.cases
     ]
     return {"claim": claim.sentence, "verdict": claim.verdict, "figure": claim.figure, "cases": cases}
-
-
-def machine() -> dict[str, Any]:
-    """What figures depend on."""
-
-    def read(path: str) -> str:
-        try:
-            return Path(path).read_text(encoding="utf-8")
-        except OSError:
-            return ""
-
-    names = [line.partition(":")[2].strip() for line in read("/proc/cpuinfo").splitlines() if "model name" in line]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "virtual": "hypervisor" in read("/proc/cpuinfo"),
-        "kernel": platform.release(),
-        "transparent_hugepage": read("/sys/kernel/mm/transparent_hugepage/enabled").strip(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "python": platform.python_version(),
-        "arena": __version__,
-    }

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import Reservation
-from . import _calls
+from arena import Reservation
+
+from . import calls
 from .mappings import ARENA, MIB, Machine, MappingType, NotHereError
 
 __all__ = ["Row", "Table", "measure", "published"]
@@ -92,7 +93,7 @@ def warm(machine: Machine, kind: MappingType, size: int) -> None:
     killer."""
     if kind.huge:
         with machine.fresh(MappingType("private", "Anon 2 MiB"), size) as (mapping, _):
-            _calls.touch(mapping, kind.page, reading=False, writing=True)
+            calls.touch(mapping, kind.page, reading=False, writing=True)
     else:
         with Reservation(size * kind.footprint + SLACK, pages="4K") as memory:
             memory.commit()
@@ -109,11 +110,11 @@ def sample(machine: Machine, kind: MappingType, size: int, method: str) -> float
         taken = 0
         for step in method.split("+"):
             if step == "FALLOCATE":
-                taken += _calls.allocate(fd, size)
+                taken += calls.allocate(fd, size)
             elif step.startswith("POPULATE"):
-                taken += _calls.populate(mapping, writing=step.endswith("WRITE"))
+                taken += calls.populate(mapping, writing=step.endswith("WRITE"))
             else:
-                taken += _calls.touch(mapping, kind.page, reading="Read" in step, writing="Write" in step)
+                taken += calls.touch(mapping, kind.page, reading="Read" in step, writing="Write" in step)
         return taken / 1e6
 
 

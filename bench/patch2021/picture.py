@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..errors import amount
+from arena.errors import amount
+
 from .mappings import ARENA, BACKINGS, MappingType
 from .report import milliseconds
 from .table import Table

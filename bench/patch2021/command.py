@@ -9,20 +9,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..draw import ProgressBar
-from ..errors import amount
-from ..sizes import parse_size
-from . import files, huge_pages, report, table
+from arena.bench import files
+from arena.bench.machine import machine as about_machine
+from arena.cli import carry_out
+from arena.draw import ProgressBar
+from arena.errors import amount
+from arena.sizes import parse_size
+
+from . import huge_pages, report, table
 from .mappings import TYPES, Machine, MappingType
 
-__all__ = ["SUMMARY", "add_arguments", "run"]
-
-SUMMARY = "the MADV_POPULATE patch's table of 2021, made again on this machine"
+__all__ = ["main", "sizes_of"]
 
 ALWAYS = 2 << 20  # the patch's small size
 SPARE_PAGES = 16  # beside what a mapping takes: for what an arena tries out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0, 1 for what went wrong, 2 for arguments that make no sense."""
+    parser = argparse.ArgumentParser(prog="python bench/patch2021", description=__doc__)
+    add_arguments(parser)
+    return carry_out(run, parser.parse_args(argv), parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         raise argparse.ArgumentTypeError(f"--runs must be 1 or more, not {args.runs}")
     sizes, kinds = sizes_of(args), kinds_of(args)
     files.check(args)
-    about = report.machine()
+    about = about_machine()
     where = "in a virtual machine, " if about["virtual"] else ""
     print(f"{about['cpu']}, {where}Linux {about['kernel']}; {args.runs} runs, interleaved")
     bar = ProgressBar(sys.stderr, "prefaulting")
@@ -93,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(report.as_json(here, then, about), encoding="utf-8")
     if args.picture is not None:
-        files.draw("picture", args.picture, here, then, f"{about['cpu']}, {where}Linux {about['kernel']}")
+        files.draw("patch2021.picture", args.picture, here, then, f"{about['cpu']}, {where}Linux {about['kernel']}")
     return 0
 
 

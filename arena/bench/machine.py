@@ -1,0 +1,34 @@
+"""What figures depend on: the machine that they were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+
+__all__ = ["machine"]
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the kernel and the versions, as a JSON object has them."""
+
+    def read(path: str) -> str:
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    names = [line.partition(":")[2].strip() for line in read("/proc/cpuinfo").splitlines() if "model name" in line]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "virtual": "hypervisor" in read("/proc/cpuinfo"),
+        "kernel": platform.release(),
+        "transparent_hugepage": read("/sys/kernel/mm/transparent_hugepage/enabled").strip(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "arena": __version__,
+    }
