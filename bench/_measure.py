@@ -37,6 +37,8 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 sys.path.append(str(HERE.parent))  # a checkout that was built in place; an installed arena comes first
 
+from arena.bench.machine import machine as what_figures_depend_on  # noqa: E402
+from arena.bench.machine import resident as resident  # noqa: E402
 
 # --- arguments --------------------------------------------------------------------------------------------------------
 
@@ -88,15 +90,6 @@ def interleave(cases: Mapping[str, Case], repeat: int, before: Callable[[], obje
 def ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
     """The median of the rounds' ratios, and the ratio of the shortest times."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True)), min(above) / min(below)
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory, to the page."""
-    with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("Rss:"):
-                return int(line.split()[1]) * 1024
-    raise RuntimeError("no Rss in /proc/self/smaps_rollup")
 
 
 def warm_machine(nbytes: int) -> None:
@@ -224,8 +217,6 @@ def print_table(figures: Sequence[Figure]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    from arena.bench.machine import machine as what_figures_depend_on
-
     return what_figures_depend_on() | {"load": os.getloadavg()[0]}
 
 

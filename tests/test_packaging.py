@@ -120,6 +120,7 @@ with arena.Arena("1GiB") as a:
 """
     said = run(python, "-I", "-c", code, cwd=tmp_path)
     assert said.startswith(f"hello {tmp_path}")
+    assert run(tmp_path / "venv" / "bin" / "sparse-arena", "--version", cwd=tmp_path).startswith("sparse-arena ")
 
 
 @pytest.mark.parametrize(("compiler", "standard", "name"), [("gcc", "c11", "use.c"), ("g++", "c++17", "use.cc")])
