@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import wave
 from pathlib import Path
 
+import kernel
 import pytest
 from example import EXAMPLES, row, run_example
 
@@ -31,11 +33,13 @@ def test_no_faults_in_the_arena_and_the_same_sound(tmp_path: Path) -> None:
 
 
 def test_a_process_that_may_not_lock_says_so(tmp_path: Path) -> None:
-    from test_lock import limited
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 * 1024, 64 * 1024))
+        kernel.drop_capabilities(14)  # IPC_LOCK
 
     done = subprocess.run(
         [sys.executable, EXAMPLES / "audio.py", "--seconds", "0.3"],
-        preexec_fn=limited(64 * 1024),
+        preexec_fn=limited,
         capture_output=True,
         text=True,
         check=False,
