@@ -6,7 +6,7 @@ A neighbour's object that holds an export keeps the block: free() is a BufferErr
 goes too. Three keep the block object but no export, so nothing stops an explicit free() under them:
 np.ndarray(buffer=block), torch.frombuffer(block) and torch.asarray(block).
 
-Cython and C need a compiler: tests/neighbours/test_cython.py has a typed memoryview of a block, tests/capi the rest.
+Cython and C need a compiler: tests/neighbours/test_cython.py has a typed memoryview, tests/api/capi the rest.
 """
 
 from __future__ import annotations

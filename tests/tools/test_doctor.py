@@ -16,7 +16,7 @@ from typing import Any
 import kernel
 import machine
 import pytest
-from conftest import MIB, run_child
+from conftest import MIB, SUPPORT, run_child
 from machine import MemoryCgroup
 
 from arena import doctor
@@ -24,8 +24,6 @@ from arena.doctor.finding import USES, VERDICTS
 from arena.doctor.judge import blocked
 
 pytestmark = pytest.mark.slow  # the same on every CPython
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -58,7 +56,7 @@ from kernel import libc
 print("---", flush=True)
 sys.exit(cli.main(["doctor", "--json", *{["--for", use] if use else []!r}]))
 """
-    done = run_child(code, preexec=preexec, PYTHONPATH=str(HERE))
+    done = run_child(code, preexec=preexec, PYTHONPATH=str(SUPPORT))
     if done.returncode == kernel.CANNOT:
         pytest.skip(done.stdout.strip())
     assert done.returncode in (0, 1) and done.stderr == "", done.stderr

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import SUPPORT
 from kernel import CANNOT
 from refusals import CASES, Case
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow  # the same on every CPython
 def test_error(case: Case, tmp_path: Path) -> None:
     with case.machine(tmp_path) as place:
         done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("refusals.py")), case.name, str(place.path)],
+            [sys.executable, str(SUPPORT / "refusals.py"), case.name, str(place.path)],
             capture_output=True,
             text=True,
             timeout=60,

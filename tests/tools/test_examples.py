@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import run_child
+from conftest import SUPPORT, run_child
 from example import EXAMPLES, run_example
 
 pytestmark = pytest.mark.slow  # the same on every CPython
@@ -50,7 +50,7 @@ with mounted("tmpfs", "arena-test", Path("/sys/fs/cgroup"), "ro"):
 """
     said = child(
         code.replace("EXAMPLES", repr(str(EXAMPLES)))
-        .replace("HERE", repr(str(Path(__file__).parent)))
+        .replace("HERE", repr(str(SUPPORT)))
         .replace("ARGUMENTS", repr(BALLOON))
     )
     assert "by RLIMIT_DATA" in said

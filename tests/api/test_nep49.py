@@ -23,7 +23,7 @@ from arena import Arena, ArenaFullError, _core, nep49
 
 np = pytest.importorskip("numpy")
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 @pytest.fixture(autouse=True)

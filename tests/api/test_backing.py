@@ -15,7 +15,7 @@ from typing import Any
 
 import machine
 import pytest
-from conftest import in_child
+from conftest import SUPPORT, in_child
 from machine import HUGE, MIB
 from measure import descriptor_behind, faults_writing, minor_faults, rss
 
@@ -658,5 +658,5 @@ def test_residency_without_pagemap_scan(child: Callable[..., str]) -> None:
                 assert whole.present == 4 << 20 and part.present == 2 << 20
                 assert part.huge is None and whole.zero is None
                 assert whole.huge == (0 if r.page_size == 4096 else 4 << 20), whole
-        """.replace("HERE", repr(str(Path(__file__).parent)))
+        """.replace("HERE", repr(str(SUPPORT)))
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import cffi
 import pytest
-from c._build import CSRC, Failed, build, declarations, must, struct
+from core._build import CSRC, Failed, build, declarations, must, struct
 
 ffi = cffi.FFI()
 NULL = ffi.NULL

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import run_child
+from conftest import SUPPORT, run_child
 
 from arena import CommitError
 from arena.realtime import prepare, restore
@@ -59,7 +59,7 @@ def state():
     return (gc.isenabled(), gc.get_freeze_count() > 0, os.sched_getscheduler(0), os.sched_getparam(0).sched_priority,
             os.sched_getaffinity(0))
 """
-PATHS: dict[str, Any] = {"PYTHONPATH": os.path.dirname(__file__)}
+PATHS: dict[str, Any] = {"PYTHONPATH": str(SUPPORT)}
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIB, MIB, faults_writing, in_child, rss, run_child
+from conftest import GIB, MIB, SUPPORT, faults_writing, in_child, rss, run_child
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -328,7 +327,7 @@ def test_nothing_is_left_where_the_kernel_refuses(name: str, error: str, refuse:
             raise SystemExit("it was made")
         assert state() == before, (before, state())
         """,
-        PYTHONPATH=os.fspath(Path(__file__).parent),
+        PYTHONPATH=os.fspath(SUPPORT),
     )
     if done.returncode == CANNOT:
         pytest.skip(done.stdout.strip())
@@ -340,13 +339,13 @@ def test_an_older_kernel_fills_it_too(without: str) -> None:
     done = run_child(
         f"""
         from kernel import without_populate, without_fallocate
-        from conftest import faults_writing
+        from measure import faults_writing
         {"without_populate()" if without == "madvise" else "without_fallocate()"}
         from arena.realtime import Ring
         with Ring("1MiB") as ring, memoryview(ring) as view:
             assert faults_writing(view) == 0
         """,
-        PYTHONPATH=os.fspath(Path(__file__).parent),
+        PYTHONPATH=os.fspath(SUPPORT),
     )
     if done.returncode == CANNOT:
         pytest.skip(done.stdout.strip())

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from c import _core
-from c._build import must, refused
-from c._core import EVER, KIB, LONG, MIB, NULL, STOP, Arena, ffi, library, stop, ticking
+from core import _core
+from core._build import must, refused
+from core._core import EVER, KIB, LONG, MIB, NULL, STOP, Arena, ffi, library, stop, ticking
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 

@@ -1,4 +1,4 @@
-/* Many threads on one arena, then on one reservation, through arena.h and heap.h alone. Built and run by tests/c/sanitize.
+/* Many threads on one arena, then on one reservation, through arena.h and heap.h alone. Built and run by tests/core/sanitize.
  *
  * Each round has a new arena of another kind. What a thread wrote into its blocks it finds there again, what it is told is
  * zero is zero, and at the end of a round nothing is left over. Commits are refused by their tick now and then, while others

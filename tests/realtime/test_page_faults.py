@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import in_child, run_child
+from conftest import SUPPORT, in_child, run_child
 from measure import PAGE
 
 from arena import Arena, ArenaError, PageFaultError
@@ -107,7 +107,7 @@ def perf() -> None:
         pytest.skip(f"page faults cannot be sampled here: {done.stderr.strip().splitlines()[-1]}")
 
 
-PATHS: dict[str, Any] = {"PYTHONPATH": os.path.dirname(__file__)}
+PATHS: dict[str, Any] = {"PYTHONPATH": str(SUPPORT)}
 
 
 @pytest.fixture

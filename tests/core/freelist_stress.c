@@ -1,6 +1,6 @@
 /* A long random run of the free-space index, with every invariant checked along the way. To be compiled with
  *
- *     gcc -O1 -g -fsanitize=address,undefined -Icsrc tests/c/freelist_stress.c csrc/freelist.c csrc/freelist_stats.c
+ *     gcc -O1 -g -fsanitize=address,undefined -Icsrc tests/core/freelist_stress.c csrc/freelist.c csrc/freelist_stats.c
  *
  * The arguments are the seed and the number of operations in each arena. Every second arena keeps its tables closed
  * where the contract of freelist_touch says that nothing is looked at, so a stray access is a crash: to the byte under

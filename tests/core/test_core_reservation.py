@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from c import _core
-from c._build import Failed, must, refused
-from c._core import (
+from conftest import in_child
+from core import _core
+from core._build import Failed, must, refused
+from core._core import (
     EVER,
     GIB,
     HUGE,
@@ -32,7 +33,6 @@ from c._core import (
     stop,
     ticking,
 )
-from conftest import in_child
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test

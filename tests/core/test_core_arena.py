@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from c import _core
-from c._build import must, refused
-from c._core import (
+from conftest import in_child
+from core import _core
+from core._build import must, refused
+from core._core import (
     CHUNK,
     EVER,
     GIB,
@@ -32,7 +33,6 @@ from c._core import (
     stop,
     ticking,
 )
-from conftest import in_child
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 

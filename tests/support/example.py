@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 # glibc's malloc adapts what it keeps to what was freed before. So it keeps nothing of this size, and each run is alike.
 KEEP_NOTHING = "131072"

@@ -13,7 +13,7 @@ from typing import Any
 
 import cffi
 import pytest
-from c._build import CSRC, HERE, Failed, build, declarations, must, refused
+from core._build import CSRC, HERE, Failed, build, declarations, must, refused
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SUPPORT
 from example import EXAMPLES, no_thread_is_left, row, run_example
 from machine import disk
 
@@ -121,7 +122,7 @@ def test_where_there_is_no_o_direct(child: Callable[..., str], tmp_path: Path) -
             bigsum.main()
         """)
         .replace("EXAMPLES", repr(str(EXAMPLES)))
-        .replace("HERE", repr(str(Path(__file__).parent)))
+        .replace("HERE", repr(str(SUPPORT)))
         .replace("AT", repr(str(tmp_path / "ramfs")))
     )
     assert "has no O_DIRECT" in said and "arena, preadv" in said
