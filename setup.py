@@ -99,7 +99,7 @@ setup(
     ext_modules=cythonize(
         [
             Extension(name, [f"{name.replace('.', '/')}.pyx"], include_dirs=["csrc"])
-            for name in ("arena._core", "arena._realtime", "arena._scope", "arena.bench._calls")
+            for name in ("arena._core", "arena._realtime", "arena._scope")
         ],
         build_dir="build/cython",
     ),

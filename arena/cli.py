@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from . import __version__, bench, demo, doctor
 from .errors import ArenaError
 
-__all__ = ["main"]
+__all__ = ["carry_out", "main"]
 
 
 class Command(Protocol):
@@ -38,17 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_arguments(one)
         one.set_defaults(command=command, parser=one)
     args = parser.parse_args(argv)
+    return carry_out(args.command.run, args, args.parser)
+
+
+def carry_out(
+    run: Callable[[argparse.Namespace], int], args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> int:
+    """The exit status of ``run(args)``, which ends with a line, and not with a traceback, for whatever is not a bug."""
     try:
-        status: int = args.command.run(args)
+        status = run(args)
         sys.stdout.flush()
     except argparse.ArgumentTypeError as error:
-        args.parser.error(str(error))
+        parser.error(str(error))
     except (ArenaError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             # Whoever read us has seen enough. What is still buffered must not fail again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        print(f"{args.parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -14,7 +14,6 @@ import importlib.util
 import json
 import operator
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -38,6 +37,8 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 sys.path.append(str(HERE.parent))  # a checkout that was built in place; an installed arena comes first
 
+from arena.bench.machine import machine as what_figures_depend_on  # noqa: E402
+from arena.bench.machine import resident as resident  # noqa: E402
 
 # --- arguments --------------------------------------------------------------------------------------------------------
 
@@ -89,19 +90,6 @@ def interleave(cases: Mapping[str, Case], repeat: int, before: Callable[[], obje
 def ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
     """The median of the rounds' ratios, and the ratio of the shortest times."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True)), min(above) / min(below)
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory, to the page."""
-    with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("Rss:"):
-                return int(line.split()[1]) * 1024
-    raise RuntimeError("no Rss in /proc/self/smaps_rollup")
 
 
 def warm_machine(nbytes: int) -> None:
@@ -229,21 +217,14 @@ def print_table(figures: Sequence[Figure]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    cpu = ""
-    with open("/proc/cpuinfo", encoding="utf-8") as lines:
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "kernel": platform.release(),
-        "cpu": cpu,
-        "cpus": len(os.sched_getaffinity(0)),
-        "python": sys.version.split()[0],
-        "load": os.getloadavg()[0],
-    }
+    return what_figures_depend_on() | {"load": os.getloadavg()[0]}
 
 
 # --- compiled helpers -------------------------------------------------------------------------------------------------
 
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+Signatures = Mapping[str, tuple[Any, Sequence[Any]]]  # what it returns, and what it takes
+
+_NATIVE: Signatures = {
     "range_new": (ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_int]),
     "range_drop": (None, [ctypes.c_void_p, ctypes.c_size_t]),
     "bare_populate": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_size_t]),
@@ -284,28 +265,28 @@ def _include() -> str:
     return arena.get_include()
 
 
-@functools.cache
-def load_native() -> ctypes.CDLL:
-    """_native.c; its calls release the GIL."""
+def load(source: str, signatures: Signatures, *options: str) -> ctypes.CDLL:
+    """A file of this folder, compiled; its calls release the GIL."""
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "_native.so"
-        _compile("_native.c", target, f"-I{_include()}")
+        target = Path(folder) / "library.so"
+        _compile(source, target, *options)
         library = ctypes.CDLL(str(target))
-    for name, (result, parameters) in _SIGNATURES.items():
+    for name, (result, parameters) in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, parameters
     return library
 
 
 @functools.cache
+def load_native() -> ctypes.CDLL:
+    """_native.c."""
+    return load("_native.c", _NATIVE, f"-I{_include()}")
+
+
+@functools.cache
 def load_counting() -> ctypes.CDLL:
     """_counting.c: NumPy's allocator with counters."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "_counting.so"
-        _compile("_counting.c", target)
-        library = ctypes.CDLL(str(target))
-    library.counted_made.restype = library.counted_gone.restype = ctypes.c_int64
-    return library
+    return load("_counting.c", {"counted_made": (ctypes.c_int64, []), "counted_gone": (ctypes.c_int64, [])})
 
 
 @functools.cache

@@ -2,7 +2,6 @@
  * interpreter in between. Compiled and loaded through ctypes by _measure.py, which also declares these functions. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <immintrin.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -10,6 +9,9 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <time.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "arena.h"
 
@@ -87,6 +89,7 @@ EXPORT int64_t fill_bytes(void *at, int value, size_t bytes) {
     return now() - start;
 }
 
+#if defined(__x86_64__)
 /* The widest streaming stores that help: where there is AVX2, the narrow ones reach two thirds of these. */
 __attribute__((target("avx2"))) static void stream_wide(char *p, char *end) {
     for (const __m256i zero = _mm256_setzero_si256(); p < end; p += 32) _mm256_stream_si256((__m256i *)p, zero);
@@ -106,6 +109,10 @@ EXPORT int64_t stream_zero(void *at, size_t bytes) {
     _mm_sfence();
     return now() - start;
 }
+#else
+/* Other processors have no such stores that are the same on all of them: memset, which knows its own, is the rival. */
+EXPORT int64_t stream_zero(void *at, size_t bytes) { return fill_bytes(at, 0, bytes); }
+#endif
 
 /* Reads a byte per cache line, which pushes everything else out: memset would pass by the cache at such a size. */
 EXPORT int64_t walk_lines(const void *at, size_t bytes) {

@@ -10,9 +10,8 @@ import statistics
 import time
 
 import _measure as m
-
-from arena.bench import huge_pages, table
-from arena.bench.mappings import TYPES, Machine, MappingType, NotHereError
+from patch2021 import huge_pages, table
+from patch2021.mappings import TYPES, Machine, MappingType, NotHereError
 
 SPARE = 64  # huge pages
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import _measure as m
 
 import arena
+from arena.bench.latency_report import percentile
 
 native = m.load_native()
 ROOM = 4_000_000
@@ -71,7 +72,7 @@ class Felt:
 
     def add(self, ordered: list[float]) -> None:
         for name, values in self.values.items():
-            values.append(ordered[-1] if name == "worst" else m.percentile(ordered, float(name[1:])))
+            values.append(ordered[-1] if name == "worst" else percentile(ordered, float(name[1:])))
 
 
 def case(felt: Felt, what: int, other: arena.Arena | None, work: Callable[[], float]) -> m.Case:

@@ -1,4 +1,4 @@
-"""What the tests share: child processes, and fixtures of the real things in machine.py and measure.py."""
+"""What the tests share: child processes, and fixtures of the real things in support/."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from measure import rss as rss
 
 from arena import PageFaultError, cli
 
+SUPPORT = Path(__file__).resolve().parent / "support"
 MIB = 1 << 20
 GIB = 1 << 30
 

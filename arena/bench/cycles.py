@@ -9,8 +9,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _calls
 from .pressure import fork_once
+from .touch import Toucher, sleep_until
 from .ways import Way
 
 __all__ = ["LIVE", "PAGE", "Samples", "turn"]
@@ -42,12 +42,13 @@ def faults() -> int:
 def turn(way: Way, size: int, page: int, cycles: int, period: int, forks: bool, into: Samples) -> float:
     """So many cycles of one way, after some to settle, and, with ``forks``, after a fork; how many seconds they took.
 
-    ``page``: as for _calls.write(). A ``period`` of 0: one cycle after the other. A buffer that is kept has a byte of
-    each page written when it is taken, and read before it is given back. The two clock readings around take, write and
-    give are Python's: the same for every way, about 0.1 us.
+    ``page``: a byte each so many is written, or with 0 all of them. A ``period`` of 0: one cycle after the other. A
+    buffer that is kept has a byte of each page written when it is taken, and read before it is given back. What is
+    Python's of take, write and give is the same for every way: a microsecond for a byte a page, two when it is filled.
     """
     wake, memory = array("q", bytes(8 * cycles)), array("q", bytes(8 * cycles))
-    take, give, write, read, clock = way.take, way.give, _calls.write, _calls.touch, time.monotonic_ns
+    touch = Toucher(size, PAGE)
+    take, give, write, clock = way.take, way.give, touch.write if page else touch.fill, time.monotonic_ns
     kept: list[Any] = []
     in_buffers = before = 0
     try:
@@ -63,13 +64,13 @@ def turn(way: Way, size: int, page: int, cycles: int, period: int, forks: bool, 
                     began = clock()
                     deadline = began + period
                 while len(kept) > KEPT[i % len(KEPT)]:
-                    read(kept[0], PAGE, reading=True, writing=False)
+                    touch.read(kept[0])
                     give(kept.pop(0))
                 while len(kept) < KEPT[i % len(KEPT)]:
                     kept.append(take(size))
-                    in_buffers += write(kept[-1], PAGE, 1)
+                    in_buffers += touch.write(kept[-1])
                 if period:
-                    _calls.sleep_until(deadline)
+                    sleep_until(deadline)
                     late = clock() - deadline
                     # A cycle that was missed is not made up for: the next are not late because of it.
                     deadline += period * (1 + max(late, 0) // period)
@@ -80,7 +81,7 @@ def turn(way: Way, size: int, page: int, cycles: int, period: int, forks: bool, 
                         rested = clock()
                 start = clock()
                 buffer = take(size)
-                touched = write(buffer, page, i & 255)
+                touched = write(buffer)
                 give(buffer)
                 del buffer
                 taken = clock() - start

@@ -25,9 +25,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def draw(module: str, path: Path, *what: object) -> None:
-    """By the module's ``draw(path, *what)``; where Matplotlib is not installed it is said that there is no picture."""
+    """By the ``draw(path, *what)`` of the module of that name. Where Matplotlib is not installed it is said that there
+    is no picture."""
     try:
-        picture = importlib.import_module(f"{__package__}.{module}")
+        picture = importlib.import_module(module)
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] != "matplotlib":
             raise

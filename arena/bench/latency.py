@@ -18,8 +18,8 @@ from . import files
 from . import latency_report as report
 from .cycles import LIVE, PAGE, Samples, turn
 from .latency_report import Row
+from .machine import machine
 from .pressure import PRESSURES, under
-from .report import machine
 from .ways import OURS, ways
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(report.as_json(rows, about, said), encoding="utf-8")
     if args.picture is not None:
-        files.draw("latency_picture", args.picture, rows, f"{about['cpu']}, Linux {about['kernel']}")
+        files.draw("arena.bench.latency_picture", args.picture, rows, f"{about['cpu']}, Linux {about['kernel']}")
     return 0
 
 

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..draw import bar, table
 from ..errors import amount
@@ -20,6 +20,8 @@ __all__ = ["Row", "as_csv", "as_json", "as_text", "figures", "histogram"]
 PERCENTILES = (("p50", 50.0), ("p99", 99.0), ("p99.9", 99.9), ("p99.99", 99.99), ("max", 100.0))
 LARGE = 64 << 20
 CHANCE = 0.01  # of a bound that is wrong
+
+T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Row:
         return self.samples.cycle_faults if self.locked else self.samples.buffer_faults
 
 
-def percentile(values: Sequence[int], percent: float) -> int:
+def percentile(values: Sequence[T], percent: float) -> T:
     """By nearest rank: of fewer than 10,000 values p99.99 is the largest."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neighbours._neighbour import faults_into, holds_an_export, neighbour
+from neighbour import faults_into, holds_an_export, neighbour
 
 from arena import Arena, Block
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import MIB
-from neighbours._neighbour import faults_into, neighbour, python_bytes
+from neighbour import faults_into, neighbour, python_bytes
+from neighbours import inflate
 
 from arena import Arena, Block
-from arena.examples.neighbours import inflate
 
 DATA = os.urandom(MIB // 8) * 32
 

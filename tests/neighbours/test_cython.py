@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from compiled import cython
-from neighbours._neighbour import faults_into, holds_an_export
+from neighbour import faults_into, holds_an_export
 
 from arena import Arena
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MIB, rss
-from neighbours._neighbour import holds_an_export
+from conftest import MIB, SUPPORT, rss
+from neighbour import holds_an_export
 
 from arena import Arena, ArenaFullError, Block
 
@@ -144,11 +144,12 @@ def test_the_deleter_on_a_thread_that_python_does_not_know(a: Arena, version: tu
     assert a.stats().blocks == 0
 
 
+HERE = Path(__file__).resolve().parent
 LATE = """
 import sys
-sys.path.insert(0, HERE)
+sys.path[:0] = HERE
 import ctypes
-from neighbours.test_dlpack import consume
+from test_dlpack import consume
 from arena import Arena
 for version in (None, (1, 0)):
     managed = consume(Arena("64MiB").alloc(1000).__dlpack__(max_version=version))
@@ -163,7 +164,7 @@ print("to the end")
 
 
 def test_the_deleter_after_the_interpreter(child: Callable[..., str]) -> None:
-    assert child(LATE.replace("HERE", repr(str(Path(__file__).parent.parent)))) == "to the end\n"
+    assert child(LATE.replace("HERE", repr([str(HERE), str(HERE.parent), str(SUPPORT)]))) == "to the end\n"
 
 
 @pytest.mark.parametrize("version", [None, VERSIONED])

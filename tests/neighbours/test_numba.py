@@ -6,7 +6,7 @@ import gc
 from typing import Any
 
 import pytest
-from neighbours._neighbour import faults_into, neighbour
+from neighbour import faults_into, neighbour
 
 from arena import Arena
 

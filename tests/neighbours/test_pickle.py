@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import MIB
-from neighbours._neighbour import holds_an_export, python_bytes
+from neighbour import holds_an_export, python_bytes
 
 from arena import Arena
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from neighbours._neighbour import holds_an_export, neighbour
+from neighbour import holds_an_export, neighbour
 
 from arena import Arena, Block
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import MIB
 from machine import disk
 from measure import minor_faults
-from neighbours._neighbour import faults_into, python_bytes
+from neighbour import faults_into, python_bytes
 
 from arena import Arena
 

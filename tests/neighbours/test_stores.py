@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import MIB
-from neighbours._neighbour import faults, neighbour, python_bytes
+from neighbour import faults, neighbour, python_bytes
 
 from arena import Arena
 

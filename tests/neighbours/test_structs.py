@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import pytest
-from neighbours._neighbour import holds_an_export, keeps_the_object_only, python_bytes
+from neighbour import holds_an_export, keeps_the_object_only, python_bytes
 
 from arena import Arena
 

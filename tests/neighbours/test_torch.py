@@ -6,7 +6,7 @@ import gc
 from typing import Any
 
 import pytest
-from neighbours._neighbour import faults_into, holds_an_export, keeps_the_object_only, neighbour
+from neighbour import faults_into, holds_an_export, keeps_the_object_only, neighbour
 
 from arena import Arena
 
