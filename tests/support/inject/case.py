@@ -72,7 +72,7 @@ def run_here(scenario: Scenario, library: Library, places: Places, case: Case | 
     judged = _guarded(lambda: check_what_comes_next(steps, exact), "no way on")
     library.disarm()
     if not judged and not found and given_back:
-        judged = [Finding("leak", text) for text in Belongings.now().left_since(before, scenario.huge_pages > 0)]
+        judged = [Finding("leak", text) for text in Belongings.now().left_since(before, scenario)]
         # That a mapping could not be unmapped once is all that can be said of it.
         if case is not None and case.name == "munmap":
             judged = [finding for finding in judged if not finding.text.startswith(("mappings", "memory"))]

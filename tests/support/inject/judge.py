@@ -11,6 +11,7 @@ from pathlib import Path
 
 from arena import Arena
 
+from .scenarios import Scenario
 from .steps import KIB, MIB, Steps, Violation, must_be_present, must_be_zero, present
 
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
@@ -171,14 +172,18 @@ class Belongings:
     def mapped(self, kind: str) -> int:
         return sum(end - begin for (begin, end), of in self.mappings.items() if of == kind)
 
-    def left_since(self, before: Belongings, judge_pool: bool) -> list[str]:
+    def left_since(self, before: Belongings, scenario: Scenario) -> list[str]:
         """What there is more of than before."""
         left = []
-        if opened := {fd: to for fd, to in self.descriptors.items() if fd not in before.descriptors}:
-            left.append(f"descriptors left open: {sorted(opened.values())}")
+        kept, kept_bytes = scenario.keeps or ("", 0)
+        opened = sorted(to for fd, to in self.descriptors.items() if fd not in before.descriptors)
+        if kept in opened:
+            opened.remove(kept)
+        if opened:
+            left.append(f"descriptors left open: {opened}")
         if closed := {fd: to for fd, to in before.descriptors.items() if fd not in self.descriptors}:
             left.append(f"descriptors of others closed: {sorted(closed.values())}")
-        slack = {"anonymous": INTERPRETER, "inaccessible": GUARDS, "shared": 0, "read-only anonymous": 0}
+        slack = {"anonymous": INTERPRETER, "inaccessible": GUARDS, "shared": kept_bytes, "read-only anonymous": 0}
         for kind, allowed in slack.items():
             if (more := self.mapped(kind) - before.mapped(kind)) > allowed:
                 left.append(f"mappings left, {kind}: {more} bytes")
@@ -186,6 +191,6 @@ class Belongings:
             left.append(f"locked memory left: {self.locked - before.locked} bytes")
         if self.resident > before.resident + INTERPRETER:
             left.append(f"memory left: {self.resident - before.resident} bytes")
-        if judge_pool and self.pool < before.pool:
+        if scenario.huge_pages and self.pool < before.pool:
             left.append(f"huge pages left: {before.pool - self.pool}")
         return left

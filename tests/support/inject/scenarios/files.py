@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..steps import MIB, Steps, Violation
+from ..steps import MIB, Steps, Violation, must_be_present
 from .arenas import SHARED, use
 from .scenario import scenario
 
@@ -83,6 +83,8 @@ def existing(steps: Steps) -> None:
 def discard(steps: Steps) -> None:
     """What is discarded is a hole, or was refused and is still there; what is beside it is kept."""
     path = steps.file("discard", steps.places.disk)
+    # A hole in a large folio splits it, and takes the whole folio out of the page table.
+    steps.has_peers = True
     data = os.urandom(3 * MIB)
     path.write_bytes(data)
     reservation = steps.reservation("3MiB", path=path, shared=True)
@@ -94,3 +96,6 @@ def discard(steps: Steps) -> None:
         raise Violation("more was discarded than was asked for")
     if gone and now[MIB : 2 * MIB].strip(b"\0"):
         raise Violation("release(discard=True) succeeded, and the bytes are still there")
+    if gone and steps.succeeds(reservation.verify):
+        must_be_present(reservation.address, 1 * MIB, "verify")
+        must_be_present(reservation.address + 2 * MIB, 1 * MIB, "verify")

@@ -54,7 +54,8 @@ def child_of_copy(steps: Steps, arena: Arena, block: Block | None, reservation: 
 
 def child_of_share(steps: Steps, arena: Arena, block: Block | None, reservation: Reservation | None) -> None:
     steps.check_blocks()
-    if steps.commit(reservation, 2 * MIB) and reservation is not None and steps.succeeds(reservation.verify):
+    committed = reservation is not None and steps.succeeds(reservation.commit, 2 * MIB)
+    if committed and reservation is not None and steps.succeeds(reservation.verify):
         must_be_present(reservation.address, 2 * MIB, "commit and verify")
     steps.release(reservation, 1 * MIB, offset=1 * MIB)
     may_not_allocate(arena)

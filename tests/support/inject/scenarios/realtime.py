@@ -17,7 +17,7 @@ from arena.realtime import (
     unlock_memory,
 )
 
-from ..steps import DOCUMENTED, KIB, MIB, Steps, Violation, must_be_present
+from ..steps import DOCUMENTED, KIB, MIB, PAGE, Steps, Violation, must_be_present
 from .scenario import scenario
 
 
@@ -98,7 +98,7 @@ def prepared(steps: Steps) -> None:
         steps.refused(error)
 
 
-@scenario("page_faults")
+@scenario("page_faults", keeps=("anon_inode:[perf_event]", 2 * PAGE))
 def page_faults(steps: Steps) -> None:
     """Faults are counted, forbidden, and found."""
     try:

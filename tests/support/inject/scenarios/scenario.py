@@ -22,6 +22,8 @@ class Scenario:
     """Nothing of the package was run before in the process, so that what is found out once is found out now."""
     always_fail: tuple[tuple[str, int, int], ...] = ()
     """(name, variant, error) of calls that this kernel does not have."""
+    keeps: tuple[str, int] | None = None
+    """A descriptor, and a shared mapping of so many bytes, that the process keeps for the next time."""
     plays: tuple[str, str] | None = None
     """A file, and what it says."""
 
