@@ -1,7 +1,7 @@
 """Faults injected into each system call and each allocation of the package, one after the other.
 
-A *scenario* is a short program that uses the package. It is run once to see which calls it makes, and then once for each
-of these calls and each error that it can fail with: that is a *case*. Whatever fails, afterwards
+A *scenario* is a short program that uses the package. It is run once to see which calls it makes, and then once for
+each of these calls and each error that it can fail with: that is a *case*. Whatever fails, afterwards
 
 - nothing has crashed or hangs, and what was raised is an exception that the documentation names,
 - what the package says is committed is what the kernel says is present,

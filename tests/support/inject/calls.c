@@ -21,27 +21,27 @@
 
 #include "inject.h"
 
-#define NEXT(name) \
-    ({ \
-        static __typeof__(&name) next_##name; \
+#define NEXT(name)                                                                  \
+    ({                                                                              \
+        static __typeof__(&name) next_##name;                                       \
         if (!next_##name) next_##name = (__typeof__(&name))dlsym(RTLD_NEXT, #name); \
-        next_##name; \
+        next_##name;                                                                \
     })
 #define CALLER __builtin_return_address(0)
-#define FAILED_AS(as, variant, failed) \
-    do { \
+#define FAILED_AS(as, variant, failed)                          \
+    do {                                                        \
         int error_ = inject(as, (long)(variant), CALLER, NULL); \
-        if (error_) { \
-            errno = error_; \
-            return failed; \
-        } \
+        if (error_) {                                           \
+            errno = error_;                                     \
+            return failed;                                      \
+        }                                                       \
     } while (0)
 
 /* A function that gives `failed` and an errno. */
 #define CALL(type, failed, name, as, parameters, variant, ...) \
-    type name parameters { \
-        FAILED_AS(as, variant, failed); \
-        return NEXT(name)(__VA_ARGS__); \
+    type name parameters {                                     \
+        FAILED_AS(as, variant, failed);                        \
+        return NEXT(name)(__VA_ARGS__);                        \
     }
 #define INT(name, parameters, variant, ...) CALL(int, -1, name, #name, parameters, variant, __VA_ARGS__)
 /* The same under the name that a program built with _FILE_OFFSET_BITS=64 uses. */
@@ -50,10 +50,10 @@
 /* Memory. */
 
 #define MMAP_VARIANT ((flags & MAP_FIXED ? 1 : 0) | (fd >= 0 ? 2 : 0))
-CALL(void *, MAP_FAILED, mmap, "mmap", (void *at, size_t n, int prot, int flags, int fd, off_t offset), MMAP_VARIANT, at, n,
-     prot, flags, fd, offset)
-CALL(void *, MAP_FAILED, mmap64, "mmap", (void *at, size_t n, int prot, int flags, int fd, off64_t offset), MMAP_VARIANT, at,
-     n, prot, flags, fd, offset)
+CALL(void *, MAP_FAILED, mmap, "mmap", (void *at, size_t n, int prot, int flags, int fd, off_t offset), MMAP_VARIANT,
+     at, n, prot, flags, fd, offset)
+CALL(void *, MAP_FAILED, mmap64, "mmap", (void *at, size_t n, int prot, int flags, int fd, off64_t offset),
+     MMAP_VARIANT, at, n, prot, flags, fd, offset)
 INT(munmap, (void *at, size_t n), 0, at, n)
 INT(mprotect, (void *at, size_t n, int prot), prot, at, n, prot)
 INT(madvise, (void *at, size_t n, int advice), advice, at, n, advice)
@@ -127,25 +127,25 @@ static int opened_instead(const char *path, const void *caller, int *fd) {
     return 1;
 }
 
-#define OPEN(name) \
-    int name(const char *path, int flags, ...) { \
-        va_list rest; \
-        va_start(rest, flags); \
-        mode_t mode = va_arg(rest, mode_t); \
-        va_end(rest); \
-        int fd; \
+#define OPEN(name)                                                                     \
+    int name(const char *path, int flags, ...) {                                       \
+        va_list rest;                                                                  \
+        va_start(rest, flags);                                                         \
+        mode_t mode = va_arg(rest, mode_t);                                            \
+        va_end(rest);                                                                  \
+        int fd;                                                                        \
         return opened_instead(path, CALLER, &fd) ? fd : NEXT(name)(path, flags, mode); \
     }
 OPEN(open)
 OPEN(open64)
 
-#define FCNTL(name) \
-    int name(int fd, int command, ...) { \
-        va_list rest; \
-        va_start(rest, command); \
-        void *argument = va_arg(rest, void *); \
-        va_end(rest); \
-        FAILED_AS("fcntl", command, -1); \
+#define FCNTL(name)                               \
+    int name(int fd, int command, ...) {          \
+        va_list rest;                             \
+        va_start(rest, command);                  \
+        void *argument = va_arg(rest, void *);    \
+        va_end(rest);                             \
+        FAILED_AS("fcntl", command, -1);          \
         return NEXT(name)(fd, command, argument); \
     }
 FCNTL(fcntl)
@@ -161,17 +161,17 @@ int ioctl(int fd, unsigned long request, ...) {
 }
 
 /* One that moves n things, or fewer. */
-#define TRANSFER(name, as, parameters, fewest, ...) \
-    ssize_t name parameters { \
-        int error = inject(as, 0, CALLER, NULL); \
-        if (error == INSTEAD_NOTHING) return 0; \
-        if (error == INSTEAD_FEW && n > fewest) { \
-            n = fewest; \
+#define TRANSFER(name, as, parameters, fewest, ...)    \
+    ssize_t name parameters {                          \
+        int error = inject(as, 0, CALLER, NULL);       \
+        if (error == INSTEAD_NOTHING) return 0;        \
+        if (error == INSTEAD_FEW && n > fewest) {      \
+            n = fewest;                                \
         } else if (error && error < INSTEAD_NOTHING) { \
-            errno = error; \
-            return -1; \
-        } \
-        return NEXT(name)(__VA_ARGS__); \
+            errno = error;                             \
+            return -1;                                 \
+        }                                              \
+        return NEXT(name)(__VA_ARGS__);                \
     }
 TRANSFER(read, "read", (int fd, void *to, size_t n), 1, fd, to, n)
 TRANSFER(pread, "pread", (int fd, void *to, size_t n, off_t at), 8, fd, to, n, at)
@@ -180,7 +180,7 @@ TRANSFER(pwrite, "pwrite", (int fd, const void *from, size_t n, off_t at), 8, fd
 TRANSFER(pwrite64, "pwrite", (int fd, const void *from, size_t n, off64_t at), 8, fd, from, n, at)
 TRANSFER(pwritev, "pwritev", (int fd, const struct iovec *from, int n, off_t at), 1, fd, from, n, at)
 TRANSFER(pwritev64, "pwritev", (int fd, const struct iovec *from, int n, off64_t at), 1, fd, from, n, at)
-#define VM_PARAMETERS \
+#define VM_PARAMETERS                                                                                       \
     (pid_t pid, const struct iovec *here, unsigned long n_here, const struct iovec *there, unsigned long n, \
      unsigned long flags)
 CALL(ssize_t, -1, process_vm_readv, "process_vm_readv", VM_PARAMETERS, 0, pid, here, n_here, there, n, flags)

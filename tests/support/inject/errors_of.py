@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import errno as e
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -106,14 +106,22 @@ def _may_last(name: str, rank: int, error: int) -> bool:
     return rank < 3 and not (error == e.EAGAIN and name in ("fcntl", "syscall", "madvise"))
 
 
-def cases(scenario: str, trace: Sequence[tuple[str, int]], most_of_a_kind: int | None = None) -> Iterator[Case]:
-    """All cases of a scenario that makes these calls, or those of the first few calls of each kind."""
-    seen: Counter[tuple[str, int]] = Counter()
-    for index, (name, variant) in enumerate(trace, 1):
-        seen[name, variant] += 1
-        if most_of_a_kind is not None and seen[name, variant] > most_of_a_kind:
-            continue
-        for rank, error in enumerate(errors(name, variant)):
-            yield Case(scenario, index, name, variant, error, 1)
-            if _may_last(name, rank, error):
-                yield Case(scenario, index, name, variant, error, FOR_EVER)
+def _spread(indices: list[int], most: int) -> list[int]:
+    """So many of them, the first and the last included: a loop over pages makes thousands of calls that are alike."""
+    if len(indices) <= most:
+        return indices
+    step = (len(indices) - 1) / max(most - 1, 1)
+    return [indices[round(i * step)] for i in range(most)]
+
+
+def cases(scenario: str, trace: Sequence[tuple[str, int]], most_of_a_kind: int) -> Iterator[Case]:
+    """The cases of a scenario that makes these calls, of at most so many calls of each name and variant."""
+    kinds: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    for index, call in enumerate(trace, 1):
+        kinds[call].append(index)
+    for (name, variant), indices in kinds.items():
+        for index in _spread(indices, most_of_a_kind):
+            for rank, error in enumerate(errors(name, variant)):
+                yield Case(scenario, index, name, variant, error, 1)
+                if _may_last(name, rank, error):
+                    yield Case(scenario, index, name, variant, error, FOR_EVER)

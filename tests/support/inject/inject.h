@@ -12,10 +12,10 @@ enum instead {
     INSTEAD_BINARY,
     INSTEAD_ZERO_BYTES,
     INSTEAD_MINUS_ONE,
-    INSTEAD_HALF,    /* the file, cut in the middle */
-    INSTEAD_NINES,   /* the file, but each digit is a 9 */
+    INSTEAD_HALF, /* the file, cut in the middle */
+    INSTEAD_NINES, /* the file, but each digit is a 9 */
     INSTEAD_ENDLESS, /* one line without an end */
-    INSTEAD_FEW,     /* a few bytes of what was asked for */
+    INSTEAD_FEW, /* a few bytes of what was asked for */
     INSTEAD_END
 };
 
@@ -28,18 +28,18 @@ struct call {
 /* A call that always fails: a kernel that lacks something. It is not counted. */
 struct standing {
     char name[24]; /* empty: no fault */
-    long variant;  /* or EVERY_VARIANT */
+    long variant; /* or EVERY_VARIANT */
     int error;
 };
 
 struct control {
     int armed;
-    long index;  /* the call to fail, counted from 1; 0: none does */
-    int error;   /* an errno, or an enum instead */
+    long index; /* the call to fail, counted from 1; 0: none does */
+    int error; /* an errno, or an enum instead */
     long repeat; /* so many calls with its name and variant fail, from that one on */
 
     long calls; /* counted until now */
-    long hits;  /* those that failed */
+    long hits; /* those that failed */
     struct call hit;
     char hit_path[256]; /* what an open that failed was to open */
 

@@ -37,14 +37,15 @@ class Report:
             if self.out is not None:
                 print(json.dumps(said), file=self.out, flush=True)
         if "calls" in said:
-            self._say(f"{scenario}: {said['calls']} calls")
+            self._say(f"{scenario}: {said['calls']} calls, {said.get('cases', 0)} cases")
 
     def follow(self, worker: subprocess.Popen[str]) -> None:
         """To its end. Several may be followed by threads."""
         assert worker.stdout is not None
-        for line in worker.stdout:
-            with self._lock:
-                self.take(json.loads(line))
+        with worker.stdout:
+            for line in worker.stdout:
+                with self._lock:
+                    self.take(json.loads(line))
         if worker.wait():
             text = f"a worker ended with {worker.returncode}"
             with self._lock:
@@ -64,7 +65,8 @@ class Report:
         for violation in self.violations:
             first, case = violation["found"][0], violation.get("case")
             call = (case["scenario"], case["name"], str(case["variant"])) if case else (violation["scenario"], "", "")
-            alike[(first["kind"], *call, first["text"][:40])].append(violation)
+            key = (first["kind"], *call, first["text"][:40])
+            alike[key].append(violation)
         for (kind, *_), violations in sorted(alike.items()):
             first = violations[0]
             case = str(Case(**first["case"])) if "case" in first else f"{first['scenario']}: without a fault"

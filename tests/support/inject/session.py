@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -76,14 +76,3 @@ def session(folder: Path | None = None) -> Iterator[Session]:
         disk = stack.enter_context(machine.disk(512 * MIB)(folder))
         tmpfs = stack.enter_context(machine.tmpfs(512 * MIB)(folder))
         yield Session(library.build(folder), disk.path, tmpfs.path)
-
-
-def names(only: Sequence[str]) -> list[str]:
-    """Scenarios by name, or by the beginning of it."""
-    from .scenarios import all_scenarios
-
-    known = [scenario.name for scenario in all_scenarios()]
-    for name in only:
-        if not any(scenario.startswith(name) for scenario in known):
-            raise ValueError(f"no scenario {name!r}: there are {', '.join(known)}")
-    return [name for name in known if any(name.startswith(prefix) for prefix in only)]

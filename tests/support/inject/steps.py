@@ -1,5 +1,5 @@
-"""What scenarios are made of: operations that may fail in the ways that the documentation names, and claims that have to
-hold whatever failed."""
+"""What scenarios are made of: operations that may fail in the ways that the documentation names, and claims that have
+to hold whatever failed."""
 
 from __future__ import annotations
 
@@ -191,6 +191,8 @@ class Steps:
         must_be_present(reservation.address + offset, nbytes, "commit")
         return True
 
-    def release(self, reservation: Reservation | None, nbytes: int | None = None, offset: int = 0, **options: Any) -> None:
+    def release(
+        self, reservation: Reservation | None, nbytes: int | None = None, offset: int = 0, **options: Any
+    ) -> None:
         if reservation is not None:
             self.attempt(reservation.release, nbytes, offset=offset, **options)

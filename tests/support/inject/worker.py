@@ -20,7 +20,7 @@ import arena
 from .case import Finding, in_child, run_case, run_here, warm_up
 from .errors_of import Case, cases
 from .library import Library
-from .scenarios import Scenario, all_scenarios
+from .scenarios import Scenario, chosen_scenarios
 from .steps import Places
 
 
@@ -35,6 +35,10 @@ class Job:
     parts: int = 1
     sample: int = 1
     """One case of so many."""
+    most: int = 100
+    """Calls of a kind."""
+    seconds: int = 15
+    """How long a case may take."""
     cold: bool = False
     index: int = 0
     """This call only."""
@@ -46,8 +50,7 @@ def _say(**what: object) -> None:
 
 
 def _chosen(scenario: Scenario, trace: list[tuple[str, int]], job: Job) -> Iterator[Case]:
-    # Of a sample, the first call of each kind: the others of the kind are served by the same code.
-    found = cases(scenario.name, trace, 1 if job.sample > 1 else None)
+    found = cases(scenario.name, trace, job.most)
     for i, case in enumerate(found):
         if i % job.sample == 0 and i // job.sample % job.parts == job.part and job.index in (0, case.index):
             yield case
@@ -59,16 +62,21 @@ def _run_scenario(scenario: Scenario, library: Library, places: Places, job: Job
         warm_up(scenario, library, places)
     gc.freeze()
     began = time.monotonic()
-    found = in_child(lambda: run_here(scenario, library, places, None))
+    found = in_child(lambda: run_here(scenario, library, places, None), job.seconds)
     trace = library.trace()
-    _say(scenario=scenario.name, calls=len(trace), found=[asdict(finding) for finding in found])
+    _say(
+        scenario=scenario.name,
+        calls=len(trace),
+        cases=sum(1 for _ in _chosen(scenario, trace, job)),
+        found=[asdict(finding) for finding in found],
+    )
     if job.trace:
         for i, (name, variant) in enumerate(trace, 1):
             print(f"{i:6} {name}[{variant}]", file=sys.stderr)
         return
     tried = 0
     for case in _chosen(scenario, trace, job):
-        found = run_case(scenario, library, places, case)
+        found = run_case(scenario, library, places, case, job.seconds)
         tried += 1
         if found:
             path = library.control.hit_path.decode("utf-8", "replace")
@@ -80,9 +88,7 @@ def run(job: Job) -> None:
     library = Library()
     library.count_calls_from(Path(arena.__file__).resolve().parent)
     places = Places(Path(job.disk), Path(job.tmpfs))
-    for scenario in all_scenarios():
-        if job.only and scenario.name not in job.only:
-            continue
+    for scenario in chosen_scenarios(job.only):
         with contextlib.ExitStack() as stack:
             try:
                 if scenario.huge_pages:

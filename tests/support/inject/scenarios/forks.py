@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from collections.abc import Callable
@@ -68,10 +69,8 @@ def child_of_drop(steps: Steps, arena: Arena, block: Block | None, reservation: 
 
 
 def child_of_wipe(steps: Steps, arena: Arena, block: Block | None, reservation: Reservation | None) -> None:
-    try:
+    with contextlib.suppress(*DOCUMENTED):
         arena.alloc(10)
-    except DOCUMENTED:
-        pass
     if block is not None:
         bytes(block)
 
@@ -119,10 +118,8 @@ def fork_realtime(steps: Steps) -> None:
             steps.attempt(arena.alloc, 100 * KIB)
             arena.close()
         if ring is not None:
-            try:
+            with contextlib.suppress(RuntimeError, BufferError):
                 ring.close()
-            except (RuntimeError, BufferError):
-                pass
 
     steps.attempt(in_fork, child)
     if ring is not None:

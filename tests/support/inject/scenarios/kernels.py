@@ -12,7 +12,7 @@ from .reservations import progress, threads
 from .scenario import Run, scenario
 
 STRICT = ("/proc/sys/vm/overcommit_memory", "2")
-POPULATE_READ, POPULATE_WRITE, COLLAPSE = 22, 23, 25
+POPULATE_READ, POPULATE_WRITE = 22, 23
 FALLOC_PUNCH_HOLE_KEEP_SIZE = 3
 
 # vm.overcommit_memory=2: a reservation may not be charged for whole, and is made writable piece by piece.
@@ -26,8 +26,8 @@ for name, run in {
 }.items():
     scenario(name, plays=STRICT)(run)
 
-# Before Linux 5.14 there is no populating, and each page is touched. What the kernel can is found out once, so these are
-# the first in their process.
+# Before Linux 5.14 there is no populating, and each page is touched. What the kernel can is found out once, so these
+# are the first in their process.
 BEFORE_5_14 = (("madvise", POPULATE_READ, errno.EINVAL), ("madvise", POPULATE_WRITE, errno.EINVAL))
 old: dict[str, Run] = {
     "old_4k": arena_4k,
@@ -47,7 +47,9 @@ for name, run in old.items():
 # A file system without holes.
 scenario("no_holes", cold=True, always_fail=(("fallocate", FALLOC_PUNCH_HOLE_KEEP_SIZE, errno.EOPNOTSUPP),))(ext4)
 # A file system that allocates nothing ahead.
-scenario("no_allocation", cold=True, always_fail=(("fallocate", 0, errno.EOPNOTSUPP), ("fallocate", 1, errno.EOPNOTSUPP)))(tmpfs)
+scenario(
+    "no_allocation", cold=True, always_fail=(("fallocate", 0, errno.EOPNOTSUPP), ("fallocate", 1, errno.EOPNOTSUPP))
+)(tmpfs)
 # First use: what is made and found out once.
 scenario("first_4k", cold=True)(arena_4k)
 scenario("first_memfd", cold=True)(arena_memfd)

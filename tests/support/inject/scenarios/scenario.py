@@ -18,6 +18,8 @@ class Scenario:
     summary: str = ""
     huge_pages: int = 0
     """Pages of 2 MiB that the pool must have."""
+    when_named: bool = False
+    """Run only when it is asked for by its name."""
     cold: bool = False
     """Nothing of the package was run before in the process, so that what is found out once is found out now."""
     always_fail: tuple[tuple[str, int, int], ...] = ()
