@@ -31,6 +31,7 @@ def main() -> int:
     )
     parser.add_argument("--list", action="store_true", help="the scenarios")
     parser.add_argument("--only", default="", metavar="NAME,…", help="scenarios, by the beginning of their names")
+    parser.add_argument("--calls", default="", metavar="NAME,…", help="calls to fail, such as madvise")
     parser.add_argument("--part", default="0/1", metavar="I/N", help="one of n parts of the cases, to run side by side")
     parser.add_argument("--most", type=int, default=100, metavar="N", help="calls of a kind, if there are more (100)")
     parser.add_argument("--sample", type=int, default=1, metavar="N", help="one case of n")
@@ -66,6 +67,7 @@ def main() -> int:
             parts=parts,
             sample=options.sample,
             most=options.most,
+            calls=options.calls.split(",") if options.calls else [],
             cold=options.cold,
             index=options.index,
             trace=options.trace,

@@ -164,6 +164,7 @@ def run_case(scenario: Scenario, library: Library, places: Places, case: Case, s
             while not _overcommit_is_default():
                 time.sleep(0.2)
             found = in_child(lambda: run_here(scenario, library, places, case), seconds)
+            library.disarm()  # the child may have died with its hand on the trigger
             if _overcommit_is_default():
                 break
         if not found:

@@ -118,6 +118,11 @@ class Library:
         """This file has other words in it."""
         self.control.played_text, self.control.played_path = text.encode(), path.encode()
 
+    def hit(self) -> str:
+        """The call that failed. Where threads and clocks have a part in it, it may be another than the one of the trace."""
+        hit = self.control.hit
+        return f"{(hit.name or b'none').decode()}[{hit.variant}]"
+
     def trace(self) -> list[tuple[str, int]]:
         """The calls since arm(), by name and variant."""
         n = min(self.control.calls, TRACE_MAX)

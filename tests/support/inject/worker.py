@@ -37,6 +37,8 @@ class Job:
     """One case of so many."""
     most: int = 100
     """Calls of a kind."""
+    calls: Sequence[str] = ()
+    """Of these names; all, where none is given."""
     seconds: int = 15
     """How long a case may take."""
     cold: bool = False
@@ -53,6 +55,8 @@ def _chosen(scenario: Scenario, trace: list[tuple[str, int]], job: Job) -> Itera
     found = cases(scenario.name, trace, job.most)
     for i, case in enumerate(found):
         if i % job.sample == 0 and i // job.sample % job.parts == job.part and job.index in (0, case.index):
+            if job.calls and case.name not in job.calls:
+                continue
             yield case
 
 
@@ -63,6 +67,7 @@ def _run_scenario(scenario: Scenario, library: Library, places: Places, job: Job
     gc.freeze()
     began = time.monotonic()
     found = in_child(lambda: run_here(scenario, library, places, None), job.seconds)
+    library.disarm()
     trace = library.trace()
     _say(
         scenario=scenario.name,
@@ -80,7 +85,7 @@ def _run_scenario(scenario: Scenario, library: Library, places: Places, job: Job
         tried += 1
         if found:
             path = library.control.hit_path.decode("utf-8", "replace")
-            _say(case=asdict(case), path=path, found=[asdict(finding) for finding in found])
+            _say(case=asdict(case), hit=library.hit(), path=path, found=[asdict(finding) for finding in found])
     _say(scenario=scenario.name, tried=tried, seconds=round(time.monotonic() - began, 1))
 
 

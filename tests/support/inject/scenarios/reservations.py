@@ -119,18 +119,18 @@ def progress(steps: Steps) -> None:
         reservation = steps.reservation("512MiB", **options)
         if reservation is None:
             continue
-        steps.commit(reservation, 1 * MIB)
-        before = reservation.committed
-        if before:
+        kept = steps.commit(reservation, 1 * MIB)
+        if kept:
             reservation.view(1 * MIB)[:] = b"R" * MIB
+        expected = reservation.committed
         try:
             if steps.succeeds(reservation.commit, "128MiB", progress=stop_soon, threads=2):
-                before = 128 * MIB
+                expected = 128 * MIB
         except Stop:
             pass
-        if reservation.committed != before:
-            raise Violation(f"{reservation.committed} committed where {before} were expected")
-        if before and bytes(reservation.view(1 * MIB)) != b"R" * MIB:
+        if reservation.committed != expected:
+            raise Violation(f"{reservation.committed} committed where {expected} were expected")
+        if kept and bytes(reservation.view(1 * MIB)) != b"R" * MIB:
             raise Violation("what was there before the rollback is gone")
         steps.release(reservation)
 
