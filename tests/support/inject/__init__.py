@@ -13,6 +13,7 @@ each of these calls and each error that it can fail with: that is a *case*. What
 inject.h, .c       a library to preload, in which the n-th call of the package fails
 calls.c            the calls that can fail
 contents.c         what a file of /proc or /sys holds instead
+python_calls.py    the calls that Python code of the package makes
 library.py         builds it, and tells it what to fail
 errors_of.py       which errors a call can fail with; the cases of a scenario
 steps.py           what scenarios are made of: operations that may fail, and bytes that must not

@@ -64,9 +64,8 @@ static int same(const struct call *call, const char *name, long variant) {
     return call->variant == variant && strcmp(call->name, name) == 0;
 }
 
-int inject(const char *name, long variant, const void *caller, const char *path) {
+static int decide(const char *name, long variant, const char *path) {
     struct control *c = control;
-    if (!c || !c->armed || !is_the_packages(caller)) return 0;
     for (int i = 0; i < STANDING_MAX; i++) {
         const struct standing *s = &c->standing[i];
         if (strcmp(s->name, name) == 0 && (s->variant == EVERY_VARIANT || s->variant == variant)) return s->error;
@@ -83,3 +82,11 @@ int inject(const char *name, long variant, const void *caller, const char *path)
     __atomic_add_fetch(&c->hits, 1, __ATOMIC_RELAXED);
     return c->error;
 }
+
+int inject(const char *name, long variant, const void *caller, const char *path) {
+    return control && control->armed && is_the_packages(caller) ? decide(name, variant, path) : 0;
+}
+
+/* For the driver: a call that a Python module of the package makes. The name has to stay. */
+int inject_from_python(const char *name);
+int inject_from_python(const char *name) { return control && control->armed ? decide(name, 0, NULL) : 0; }

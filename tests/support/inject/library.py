@@ -78,6 +78,7 @@ class Library:
     def __init__(self) -> None:
         library = ctypes.CDLL(os.environ[ENVIRONMENT])
         library.inject_control.restype = ctypes.POINTER(Control)
+        library.inject_from_python.argtypes = [ctypes.c_char_p]
         library.inject_control_size.restype = ctypes.c_ulong
         assert library.inject_control_size() == ctypes.sizeof(Control), "struct control is another one in inject.h"
         self.control: Control = library.inject_control().contents
@@ -107,6 +108,10 @@ class Library:
         """No further call fails but for what always does, and what is played is played on."""
         self.control.index = 0
 
+    def inject(self, name: bytes) -> int:
+        """The error that a call of Python code is to fail with, or 0."""
+        return int(self._library.inject_from_python(name))
+
     def always_fail(self, name: str, variant: int, error: int) -> None:
         for standing in self.control.standing:
             if not standing.name:
@@ -119,7 +124,7 @@ class Library:
         self.control.played_text, self.control.played_path = text.encode(), path.encode()
 
     def hit(self) -> str:
-        """The call that failed. Where threads and clocks have a part in it, it may be another than the one of the trace."""
+        """The call that failed: another than in the trace, where threads or clocks have a part in it."""
         hit = self.control.hit
         return f"{(hit.name or b'none').decode()}[{hit.variant}]"
 

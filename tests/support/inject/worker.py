@@ -20,6 +20,7 @@ import arena
 from .case import Finding, in_child, run_case, run_here, warm_up
 from .errors_of import Case, cases
 from .library import Library
+from .python_calls import make_fail
 from .scenarios import Scenario, chosen_scenarios
 from .steps import Places
 
@@ -92,6 +93,7 @@ def _run_scenario(scenario: Scenario, library: Library, places: Places, job: Job
 def run(job: Job) -> None:
     library = Library()
     library.count_calls_from(Path(arena.__file__).resolve().parent)
+    make_fail(library, arena.__name__)
     places = Places(Path(job.disk), Path(job.tmpfs))
     for scenario in chosen_scenarios(job.only):
         with contextlib.ExitStack() as stack:

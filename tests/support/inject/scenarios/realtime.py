@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
+import os
 from typing import Literal
 
 from arena import PageFaultError, cli
@@ -90,12 +92,22 @@ def memory_locked_with(steps: Steps) -> None:
 
 @scenario("prepare")
 def prepared(steps: Steps) -> None:
-    """Stack, heap and CPU of a loop that must not wait."""
+    """Stack, heap and CPU of a loop that must not wait; all is as before afterwards."""
+
+    def state() -> tuple[object, ...]:
+        return os.sched_getscheduler(0), os.sched_getaffinity(0), gc.isenabled(), gc.get_freeze_count() > 0
+
+    gc.unfreeze()  # the driver's
+    before = state()
     try:
-        with prepare(stack="64KiB", heap="1MiB", affinity=0):
+        with prepare(stack="64KiB", heap="1MiB", sched=1, affinity=0):
             pass
     except DOCUMENTED as error:
         steps.refused(error)
+        if steps.library.control.hit.name == b"os.sched_setscheduler":
+            return  # what was asked for may be what could not be put back
+    if steps.library.control.hit.name != b"os.sched_setaffinity" and state() != before:
+        raise Violation(f"prepare() has left {state()} of {before}")
 
 
 @scenario("page_faults", keeps=("anon_inode:[perf_event]", 2 * PAGE))
