@@ -66,13 +66,14 @@ def run_here(scenario: Scenario, library: Library, places: Places, case: Case | 
     library.let_pass()
     if not scenario.always_fail:
         library.disarm()
-    given_back = case is None or case.repeat == 1 or case.name not in GIVE_BACK
-    exact = not steps.has_peers and (given_back or case is None or case.name not in CHANGE_PRESENCE)
+    failed = (library.control.hit.name or b"").decode()
+    given_back = case is None or case.repeat == 1 or failed not in GIVE_BACK
+    exact = not steps.has_peers and (given_back or failed not in CHANGE_PRESENCE)
     judged = _guarded(lambda: check_what_comes_next(steps, exact), "no way on")
     library.disarm()
     if not judged and not found and given_back:
         judged = [Finding("leak", text) for text in Belongings.now().left_since(before, scenario)]
-        if case is not None and case.name == "munlockall" and steps.refusals:
+        if failed == "munlockall" and steps.refusals:
             judged = [finding for finding in judged if not finding.text.startswith("locked")]  # as was said
     return found + judged
 

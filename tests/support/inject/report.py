@@ -13,6 +13,10 @@ from typing import Any, TextIO
 from .errors_of import Case
 
 
+def call_of(case: dict[str, Any]) -> str:
+    return f"{case['name']}[{case['variant']}]"
+
+
 @dataclass
 class Report:
     """Takes what workers say, a line at a time."""
@@ -70,9 +74,11 @@ class Report:
         for (kind, *_), violations in sorted(alike.items()):
             first = violations[0]
             case = str(Case(**first["case"])) if "case" in first else f"{first['scenario']}: without a fault"
+            # Where threads and clocks have a part in it, it is not always the same call.
+            hit = f", in fact {first['hit']}" if "case" in first and first["hit"] != call_of(first["case"]) else ""
             opened = f" ({first['path']})" if first.get("path") else ""
             text = " ".join(finding["text"] for finding in first["found"])
-            lines.append(f"{kind}, {len(violations)} x, such as {case}{opened}\n    {text.strip()[:600]}")
+            lines.append(f"{kind}, {len(violations)} x, such as {case}{hit}{opened}\n    {text.strip()[:600]}")
         by_kind = ", ".join(f"{n} {kind}" for kind, n in self.kinds().most_common()) or "none"
         lines.append(f"{len(self.tried)} scenarios, {self.tried.total()} cases tried; violations: {by_kind}")
         return "\n".join(lines)
