@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from arena import Reservation
+
 from .errors_of import Case
 from .judge import Belongings, check_ledger, check_what_comes_next
 from .library import Library
@@ -71,6 +73,8 @@ def run_here(scenario: Scenario, library: Library, places: Places, case: Case | 
     exact = not steps.has_peers and (given_back or failed not in CHANGE_PRESENCE)
     judged = _guarded(lambda: check_what_comes_next(steps, exact), "no way on")
     library.disarm()
+    if failed == "munmap":
+        Reservation("1MiB").close()  # what could not be unmapped goes with the next
     if not judged and not found and given_back:
         judged = [Finding("leak", text) for text in Belongings.now().left_since(before, scenario)]
         if failed == "munlockall" and steps.refusals:
