@@ -35,7 +35,7 @@ def test_whatever_fails_is_said_and_nothing_else_is_harmed(machine: Session) -> 
 
 
 def test_what_is_wrong_is_found(machine: Session) -> None:
-    job = Job(str(machine.disk), str(machine.tmpfs), only=("self_test",), most=1, seconds=3)
+    job = Job(str(machine.disk), str(machine.tmpfs), only=("self_test",), most=1, seconds=2)
     report = machine.run(job)
     assert {"crash", "hang", "leak", "broken promise", "undocumented exception", "no way on"} <= {*report.kinds()}, (
         report.summary()
