@@ -83,13 +83,13 @@ def existing(steps: Steps) -> None:
 def discard(steps: Steps) -> None:
     """What is discarded is a hole, or was refused and is still there; what is beside it is kept."""
     path = steps.file("discard", steps.places.disk)
-    # A hole in a large folio splits it, and takes the whole folio out of the page table.
-    steps.has_peers = True
     data = os.urandom(3 * MIB)
-    path.write_bytes(data)
+    with path.open("wb") as file:
+        file.truncate(3 * MIB)
     reservation = steps.reservation("3MiB", path=path, shared=True)
     if not steps.commit(reservation, 3 * MIB) or reservation is None:
         return
+    reservation.view()[:] = data
     gone = steps.succeeds(reservation.release, 1 * MIB, offset=1 * MIB, discard=True)
     now = path.read_bytes()
     if now[:MIB] != data[:MIB] or now[2 * MIB :] != data[2 * MIB :]:
