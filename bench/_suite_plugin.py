@@ -24,9 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         library = state["library"] = m.load_counting()
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-        _core.swap_numpy_handler(
-            new(ctypes.addressof(ctypes.c_char.in_dll(library, "counting")), b"mem_handler", None)
-        )
+        _core.swap_numpy_handler(new(ctypes.addressof(ctypes.c_char.in_dll(library, "counting")), b"mem_handler", None))
     else:
         state["arena"] = Arena(os.environ["SUITE_SIZE"])
         nep49.install(state["arena"])

@@ -3,9 +3,9 @@ nothing faults."""
 
 from __future__ import annotations
 
+from .._realtime import Pool, PoolBlock, Ring, count_page_faults, no_page_faults
 from ..errors import LockError, PageFaultError
 from ..ledger import PageFault
-from .._realtime import Pool, PoolBlock, Ring, count_page_faults, no_page_faults
 from .locking import MemoryLock, lock_memory, unlock_memory
 from .preparing import Prepared, prepare, restore
 

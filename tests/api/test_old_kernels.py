@@ -1,5 +1,5 @@
 """Kernels that are older than this one, or refuse what it allows: each is played in a child, by a seccomp filter or by
-a library that answers as they do. What the core does where it is told so by a test is in c/test_core_old_kernels.py."""
+a library that answers as they do. What the core does where it is told so by a test is in core/test_core_old_kernels.py."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 import machine
 import pytest
 from compiled import need_a_compiler
-from conftest import run_child
+from conftest import SUPPORT, run_child
 from machine import MIB
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
-HERE = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+HERE = f"import sys; sys.path.insert(0, {str(SUPPORT)!r})\n"
 
 # mm/shmem.c up to Linux 6.10: a signal that comes while it allocates undoes what was done. 2.2 GiB/s, as measured.
 OLD_TMPFS = """

@@ -8,8 +8,8 @@ from typing import Any
 
 import machine
 import pytest
-from c._build import must, refused
-from c._core import HUGE, MIB, PAGE, Arena, Range, ffi, library
+from core._build import must, refused
+from core._core import HUGE, MIB, PAGE, Arena, Range, ffi, library
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
