@@ -285,7 +285,7 @@ REFUSALS = [
     ("memfd_create", "EMFILE", "answer(error, 'memfd_create')", "memfd_create", "RLIMIT_NOFILE"),
     ("ftruncate", "ENOSPC", "answer(error, 'ftruncate')", "ftruncate", "room"),
     ("seal", "EPERM", "answer(error, 'fcntl', arg=1, values=(1033,))", "fcntl(F_ADD_SEALS)", "failed"),
-    ("first mapping", "ENOMEM", "answer(error, 'mmap', arg=3, values=(0x4011,))", "mmap", "RLIMIT_AS"),
+    ("first mapping", "ENOMEM", "answer(error, 'mmap', arg=3, values=(0x104001,))", "mmap", "RLIMIT_AS"),
     ("second mapping", "ENOMEM", "answer(error, 'mmap', arg=5, values=(4096,))", "mmap", "RLIMIT_AS"),
     ("opening it", "ENOMEM", "answer(error, 'mprotect')", "mmap", "RLIMIT_AS"),
     ("mlock", "ENOMEM", "answer(error, 'mlock2')", "mlock", "vm.max_map_count"),
