@@ -1,5 +1,5 @@
 """Kernels that are older than this one, or refuse what it allows: each is played in a child, by a seccomp filter or by
-a library that answers as they do. What the core does where it is told so by a test is in core/test_core_old_kernels.py."""
+a library that answers as they do. Where a test tells the core so: core/test_core_old_kernels.py."""
 
 from __future__ import annotations
 

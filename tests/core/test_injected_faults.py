@@ -1,10 +1,10 @@
 """Each system call and each allocation of the package fails, one after the other: a sample of the cases, always the
-same one. The whole is run by hand, in the folder tests:
+same one. The whole is run by hand, in the folder tests/support:
 
-    python -m support.inject                              every case of every scenario
-    python -m support.inject --part 0/2 --out FILE        a half of them, and what is violated in a file
-    python -m support.inject --only memmap,ring           of some scenarios
-    python -m support.inject --help                       the rest
+    python -m inject                              every case of every scenario
+    python -m inject --part 0/2 --out FILE        a half of them, and what is violated in a file
+    python -m inject --only memmap,ring           of some scenarios
+    python -m inject --help                       the rest
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.inject.scenarios import all_scenarios
-from support.inject.session import Session, session
-from support.inject.worker import Job
+from inject.scenarios import all_scenarios
+from inject.session import Session, session
+from inject.worker import Job
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 

@@ -1,12 +1,12 @@
-"""The whole of it, by hand. As root, in the folder tests, with a Python that has the package (and NumPy):
+"""The whole of it, by hand. As root, in the folder tests/support, with a Python that has the package (and NumPy):
 
-    python -m support.inject                        every case of every scenario, in an hour or two
-    python -m support.inject --only arena_4k,fork   of the scenarios whose names begin so
-    python -m support.inject --part 0/2 --out A     half of the cases; the other half is --part 1/2
-    python -m support.inject --most 1               of the first call of each kind (a name, and a flag or the like)
-    python -m support.inject --most 1 --sample 3    one case of three of these
-    python -m support.inject --only ring --index 7  the cases of one call
-    python -m support.inject --only ring --trace    what the calls are
+    python -m inject                        every case of every scenario, in an hour or two
+    python -m inject --only arena_4k,fork   of the scenarios whose names begin so
+    python -m inject --part 0/2 --out A     half of the cases; the other half is --part 1/2
+    python -m inject --most 1               of the first call of each kind (a name, and a flag or the like)
+    python -m inject --most 1 --sample 3    one case of three of these
+    python -m inject --only ring --index 7  the cases of one call
+    python -m inject --only ring --trace    what the calls are
 
 It prints what was violated and the counts, and ends with 1 if anything was.
 """
@@ -27,7 +27,7 @@ from .worker import Job
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m support.inject", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m inject", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--list", action="store_true", help="the scenarios")
     parser.add_argument("--only", default="", metavar="NAME,…", help="scenarios, by the beginning of their names")

@@ -22,7 +22,7 @@ from .report import Report
 from .worker import Job
 
 MIB = 1 << 20
-TESTS = Path(__file__).resolve().parents[2]
+SUPPORT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Session:
             **os.environ,
             library.ENVIRONMENT: str(self.library),
             "LD_PRELOAD": str(self.library),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")])),
             "PYTHONDONTWRITEBYTECODE": "1",
             # NumPy's threads would be threads of each forked child's parent; the interpreter's own allocator has
             # nothing to do with the malloc that fails.
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONMALLOC": "pymalloc",
         }
-        command = [sys.executable, "-m", "support.inject.worker", json.dumps(asdict(job))]
+        command = [sys.executable, "-m", "inject.worker", json.dumps(asdict(job))]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
     def run(self, job: Job, at_once: int = 1, report: Report | None = None) -> Report:
