@@ -20,12 +20,8 @@ if not sys.platform.startswith("linux"):
 from Cython.Build import cythonize
 
 HERE = Path(__file__).resolve().parent
-# The C of each module. The core has one home; the others reach it by cimport.
-REALTIME = {f"csrc/{name}.c" for name in ("fault_watch", "page_faults", "prefault")}
-CSRC = {
-    "arena._core": sorted({str(path.relative_to(HERE)) for path in HERE.glob("csrc/*.c")} - REALTIME),
-    "arena._realtime": sorted(REALTIME),
-}
+# The folders of csrc/ that each module holds. The core has one home; the others reach it by cimport.
+CSRC = {"arena._core": ("sys", "memory", "alloc"), "arena._realtime": ("realtime",)}
 
 # The frame pointer costs nothing that can be measured, and `perf record -g` sees through the allocator with it.
 FLAGS = ["-std=c11", "-O2", "-g", "-fno-omit-frame-pointer", "-fvisibility=hidden", "-pthread"]
@@ -49,7 +45,8 @@ class BuildExt(build_ext):
     change in one header. The core's own warnings can be errors; those of Cython's C are not ours."""
 
     def build_extension(self, ext: Extension) -> None:
-        own = CSRC.get(ext.name, [])
+        folders = CSRC.get(ext.name, ())
+        own = sorted(str(path.relative_to(HERE)) for folder in folders for path in HERE.glob(f"csrc/{folder}/*.c"))
         jobs = [*((source, FLAGS) for source in ext.sources), *((source, FLAGS + WARNINGS) for source in own)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda job: self.compiled(ext, *job), jobs))
@@ -71,7 +68,7 @@ class BuildExt(build_ext):
 
 
 class BuildPy(build_py):
-    """Carries csrc/arena.h along as arena/include/arena.h, where arena.get_include() finds it."""
+    """Carries csrc/include/arena.h along as arena/include/arena.h, where arena.get_include() finds it."""
 
     def run(self) -> None:
         super().run()
@@ -80,11 +77,11 @@ class BuildPy(build_py):
             header = HERE / "arena" / "include" / "arena.h"
             header.parent.mkdir(exist_ok=True)
             header.unlink(missing_ok=True)
-            header.symlink_to(os.path.join("..", "..", "csrc", "arena.h"))
+            header.symlink_to(os.path.join("..", "..", "csrc", "include", "arena.h"))
         else:
             copy = self.copied()
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(HERE / "csrc" / "arena.h", copy)
+            shutil.copyfile(HERE / "csrc" / "include" / "arena.h", copy)
 
     def copied(self) -> Path:
         return Path(self.build_lib, "arena", "include", "arena.h")
@@ -98,7 +95,7 @@ setup(
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
     ext_modules=cythonize(
         [
-            Extension(name, [f"{name.replace('.', '/')}.pyx"], include_dirs=["csrc"])
+            Extension(name, [f"{name.replace('.', '/')}.pyx"], include_dirs=["csrc", "csrc/include"])
             for name in ("arena._core", "arena._realtime", "arena._scope")
         ],
         build_dir="build/cython",

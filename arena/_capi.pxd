@@ -103,7 +103,7 @@ cdef extern from "arena.h" nogil:
     void arena_zero(void *, uint64_t)
 
 
-cdef extern from "arena_internal.h" nogil:
+cdef extern from "alloc/arena_internal.h" nogil:
     int arena_give_pinned(arena_handle *, uint64_t, c_bool *)
     bint arena_unpin(arena_handle *)
     int arena_reset_pinned(arena_handle *)
@@ -123,7 +123,7 @@ cdef extern from "arena_internal.h" nogil:
     void reservation_look_away(reservation_handle *, reservation_view *)
 
 
-cdef extern from "heap.h" nogil:
+cdef extern from "alloc/heap.h" nogil:
     cdef struct heap:
         arena_handle *arena
         c_bool overflow
@@ -139,12 +139,12 @@ cdef extern from "heap.h" nogil:
     int heap_why(arena_handle *, arena_error *)
 
 
-cdef extern from "lockall.h" nogil:
+cdef extern from "memory/lockall.h" nogil:
     int lockall(bint, bint, bint, arena_error *)
     int unlockall()
 
 
-cdef extern from "os_probe.h" nogil:
+cdef extern from "sys/os_probe.h" nogil:
     cdef struct os_probe_t "os_probe":
         int guard, memfd, memfd_secret, mlock, mbind, perf_event_open, thp_disabled, lock_future
     void os_probe(os_probe_t *)
@@ -156,11 +156,11 @@ cdef extern from "errno.h" nogil:
         EPERM, ESHUTDOWN, EXDEV
 
 
-cdef extern from "forks.h" nogil:
+cdef extern from "memory/forks.h" nogil:
     const uint32_t forks_count
 
 
-cdef extern from "users.h" nogil:
+cdef extern from "memory/users.h" nogil:
     bint users_pin(uint64_t *, uint32_t)
     void users_unpin(uint64_t *)
     bint users_enter(uint64_t *, uint32_t)
@@ -171,7 +171,7 @@ cdef extern from "users.h" nogil:
     void users_let_go(uint64_t *, uint32_t, uint32_t)
 
 
-cdef extern from "mirror.h" nogil:
+cdef extern from "memory/mirror.h" nogil:
     cdef struct mirror:
         pass
     int mirror_create(uint64_t, bint, const char *, arena_tick, void *, mirror *, arena_error *)
@@ -192,11 +192,11 @@ cdef extern from *:
     bint arena_finalizing() nogil
 
 
-cdef extern from "cgroups.h" nogil:
+cdef extern from "memory/cgroups.h" nogil:
     int cgroups_walk(const char *, c_bool (*)(void *, const char *, c_bool) noexcept nogil, void *)
 
 
-cdef extern from "machine.h" nogil:
+cdef extern from "memory/machine.h" nogil:
     cdef struct machine_level:
         const char *path
         c_bool v1, seen

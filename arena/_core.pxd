@@ -27,7 +27,7 @@ cdef extern from "arena.h" nogil:
 # A later version may add fields at the end: what was compiled against this one goes on working with it.
 cdef public class Arena [object ArenaArenaObject, type ArenaArenaType, check_size ignore]:
     cdef arena_handle *c
-    cdef uint64_t users  # csrc/users.h: the blocks that are exported, and reset()
+    cdef uint64_t users  # csrc/memory/users.h: the blocks that are exported, and reset()
     cdef uint64_t *epoch_at
     cdef uint64_t _size, _page, _address
     cdef object __weakref__
@@ -43,7 +43,7 @@ cdef int block_free(Arena a, uint64_t handle) noexcept nogil
 
 
 # For arena's own modules, and different in the next version: the core's count of the forks that made this process, and
-# csrc/mirror.h, where `out` and `m` are a struct mirror.
+# csrc/memory/mirror.h, where `out` and `m` are a struct mirror.
 cdef const uint32_t *forks_counter() noexcept nogil
 cdef int ring_memory(
     uint64_t nbytes, bint lock, const char *name, arena_tick tick, void *arg, void *out, arena_error *e

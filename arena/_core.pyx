@@ -1039,7 +1039,7 @@ cdef class Block:
     cdef uint64_t handle
     cdef char *ptr
     cdef Py_ssize_t size
-    cdef uint64_t users  # csrc/users.h: its exports, and resize()
+    cdef uint64_t users  # csrc/memory/users.h: its exports, and resize()
     cdef uint64_t epoch
     cdef bint lent  # for life, to the array whose base it is
 
@@ -1466,7 +1466,7 @@ cdef Block copy_of(Block block):
 
 # --- NumPy's own allocations ------------------------------------------------------------------------------------------
 
-# A PyDataMem_Handler whose functions are those of csrc/heap.c. What of NumPy's
+# A PyDataMem_Handler whose functions are those of csrc/alloc/heap.c. What of NumPy's
 # C interface this needs is declared here, so that one build works with every NumPy from 1.22 on, and without any.
 
 cdef extern from *:
@@ -1751,7 +1751,7 @@ def get_include():
 
 
 def lock_all(bint current, bint future, bint on_fault, bint afresh):
-    """For arena.realtime: csrc/lockall.h. ``afresh``: what was locked is unlocked first; all of it is one step to
+    """For arena.realtime: csrc/memory/lockall.h. ``afresh``: what was locked is unlocked first; all of it is one step to
     signal handlers."""
     cdef arena_error e
     cdef int rc = 0
@@ -1766,7 +1766,7 @@ def lock_all(bint current, bint future, bint on_fault, bint afresh):
 
 
 def _probe():
-    """What the kernel answers to this process, for arena.doctor: names and numbers as in csrc/os_probe.h and os.h."""
+    """What the kernel answers to this process, for arena.doctor: names and numbers as in csrc/sys/os_probe.h and os.h."""
     cdef os_probe_t p
     with nogil:
         os_probe(&p)
@@ -1828,7 +1828,7 @@ api.find = arena_find
 _C_API = PyCapsule_New(&api, "arena._core._C_API", NULL)
 
 
-# The cgroups of this process, for arena.doctor, as csrc/machine.c finds them for commits.
+# The cgroups of this process, for arena.doctor, as csrc/memory/machine.c finds them for commits.
 
 cdef c_bool add_cgroup(void *to, const char *path, c_bool v1) noexcept with gil:
     try:

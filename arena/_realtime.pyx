@@ -27,7 +27,7 @@ from . import _core, errors as _errors
 from .sizes import parse_size
 
 
-cdef extern from "users.h" nogil:
+cdef extern from "memory/users.h" nogil:
     bint users_pin(uint64_t *, uint32_t)
     void users_unpin(uint64_t *)
     bint users_enter(uint64_t *, uint32_t)
@@ -42,7 +42,7 @@ cdef const uint32_t *forks_count = forks_counter()
 
 # --- Pool ------------------------------------------------------------------------------------------------------------
 
-cdef extern from "pool.h" nogil:
+cdef extern from "realtime/pool.h" nogil:
     cdef struct pool:
         uint32_t count
     const uint32_t POOL_NONE, POOL_MAX
@@ -333,17 +333,17 @@ cdef class Pool:
 
 # --- Ring ------------------------------------------------------------------------------------------------------------
 
-cdef extern from "mirror.h" nogil:
+cdef extern from "memory/mirror.h" nogil:
     cdef struct mirror:
         char *base
         uint64_t bytes
 
 
-cdef extern from "os.h" nogil:
+cdef extern from "sys/os.h" nogil:
     const size_t OS_PAGE
 
 
-cdef extern from "ring.h" nogil:
+cdef extern from "realtime/ring.h" nogil:
     cdef struct ring:
         pass
     uint64_t ring_readable(const ring *, uint64_t)
@@ -635,7 +635,7 @@ cdef class Ring:
 
 # --- page faults -----------------------------------------------------------------------------------------------------
 
-cdef extern from "page_faults.h" nogil:
+cdef extern from "realtime/page_faults.h" nogil:
     const size_t FAULT_WATCH_RECORDS
 
     struct page_faults:
@@ -869,7 +869,7 @@ cdef class no_page_faults(count_page_faults):
 
 # --- stack and heap --------------------------------------------------------------------------------------------------
 
-cdef extern from "prefault.h" nogil:
+cdef extern from "realtime/prefault.h" nogil:
     long prefault_stack_left()
     void prefault_stack(size_t nbytes)
     bint prefault_keep_heap(bint keep, size_t nbytes)

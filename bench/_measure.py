@@ -257,7 +257,7 @@ def _compile(source: str, target: Path, *options: str) -> None:
 
 def _include() -> str:
     """Where arena.h is: beside bench/ in a checkout, else with the installed package."""
-    beside = HERE.parent / "csrc"
+    beside = HERE.parent / "csrc" / "include"
     if beside.is_dir():
         return str(beside)
     import arena

@@ -1,4 +1,4 @@
-/* Filling an arena to the first request that fails, with the free-space index of csrc/freelist.c and with best fit: the
+/* Filling an arena to the first request that fails, with the free-space index of csrc/alloc/freelist.c and with best fit: the
  * smallest range that is large enough, of these the one with the lowest address, merged at once when freed. Best fit
  * keeps its ranges in a treap; it is here to be compared with and not to be fast. Sizes are granules of 64 bytes. */
 #include <math.h>
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "freelist.h"
+#include "alloc/freelist.h"
 
 /* --- best fit ----------------------------------------------------------------------------------------------------- */
 

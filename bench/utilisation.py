@@ -2,7 +2,7 @@
 
 The arena is filled until a request fails; then, twenty times, half of the blocks are freed at random and it is
 filled again. Sizes follow a power law. Both allocators get the same sizes, in granules of 64 bytes, and merge at once.
-Best fit is that of bench/bestfit.c; the free-space index is csrc/freelist.c by itself, all of its arena committed.
+Best fit is that of bench/bestfit.c; the free-space index is csrc/alloc/freelist.c by itself, all of its arena committed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BLOCKS, BLOCK = 1_000_000, 4096
 
 def load() -> ctypes.CDLL:
     compiler = os.environ.get("CC", "cc" if shutil.which("cc") else "gcc")
-    sources = [str(m.HERE / "bestfit.c"), str(CSRC / "freelist.c")]
+    sources = [str(m.HERE / "bestfit.c"), str(CSRC / "alloc" / "freelist.c")]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "_bestfit.so"
         flags = ["-O2", "-shared", "-fPIC", "-std=gnu11", "-Wall", f"-I{CSRC}"]

@@ -37,7 +37,7 @@ def build(ffi: cffi.FFI, target: Path, sources: Iterable[Path], extra: str, decl
     ffi.cdef(declared)
     own = target.with_suffix(".extra.c")
     own.write_text(extra, encoding="utf-8")
-    flags = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-shared", "-fPIC", "-pthread", f"-I{CSRC}"]
+    flags = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-shared", "-fPIC", "-pthread", f"-I{CSRC}", f"-I{CSRC}/include"]
     subprocess.run(["gcc", *flags, *map(str, sources), str(own), "-o", str(target)], check=True)
     return ffi.dlopen(str(target))
 

@@ -27,7 +27,7 @@ EXTRA = """
 #define _GNU_SOURCE
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include "arena_internal.h"
+#include "alloc/arena_internal.h"
 
 /* A page that cannot be populated, and one that can again. */
 int spoil(void *page) { return mprotect(page, 4096, PROT_NONE); }
@@ -104,10 +104,10 @@ int os_residency(const struct os_features *f, const void *addr, size_t bytes, st
 
 @functools.cache
 def library() -> Any:
-    structs = struct("os.h", "os_features") + struct("os.h", "os_residency")
-    declared = declarations("arena.h") + declarations("heap.h") + structs + EXTRA_DECLARED
+    structs = struct("sys/os.h", "os_features") + struct("sys/os.h", "os_residency")
+    declared = declarations("include/arena.h") + declarations("alloc/heap.h") + structs + EXTRA_DECLARED
     with tempfile.TemporaryDirectory() as folder:
-        return build(ffi, Path(folder, "core.so"), sorted(CSRC.glob("*.c")), EXTRA, declared)
+        return build(ffi, Path(folder, "core.so"), sorted(CSRC.glob("*/*.c")), EXTRA, declared)
 
 
 lost: list[BaseException] = []  # for the tests to raise, see ticking

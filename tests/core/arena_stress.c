@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "arena.h"
-#include "heap.h"
+#include "alloc/heap.h"
 
 #define WORKERS 8u
 #define HELD 1500u /* times the workers: several times what the index has room for at first */

@@ -1,6 +1,6 @@
 /* A long random run of the free-space index, with every invariant checked along the way. To be compiled with
  *
- *     gcc -O1 -g -fsanitize=address,undefined -Icsrc tests/core/freelist_stress.c csrc/freelist.c csrc/freelist_stats.c
+ *     gcc -O1 -g -fsanitize=address,undefined -Icsrc -Icsrc/include tests/core/freelist_stress.c csrc/alloc/freelist.c csrc/alloc/freelist_stats.c
  *
  * The arguments are the seed and the number of operations in each arena. Every second arena keeps its tables closed
  * where the contract of freelist_touch says that nothing is looked at, so a stray access is a crash: to the byte under
@@ -16,7 +16,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-#include "freelist.h"
+#include "alloc/freelist.h"
 
 #define PAGE 4096u
 #define BLOCKS 4096u

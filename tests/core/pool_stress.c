@@ -6,7 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "pool.h"
+#include "realtime/pool.h"
 #include "stress.h"
 
 #define BLOCKS 7u

@@ -7,8 +7,8 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "mirror.h"
-#include "ring.h"
+#include "memory/mirror.h"
+#include "realtime/ring.h"
 #include "stress.h"
 
 static struct mirror mirror;

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "os.h"
+#include "sys/os.h"
 
 #define MUST(x)                                                     \
     do {                                                            \

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
-SOURCES = [CSRC / "freelist.c", CSRC / "freelist_stats.c"]
+SOURCES = [CSRC / "alloc" / "freelist.c", CSRC / "alloc" / "freelist_stats.c"]
 COMMITTED_ONLY = 1
 ffi = cffi.FFI()
 
@@ -35,7 +35,7 @@ ffi = cffi.FFI()
 EXTRA = """
 #define _GNU_SOURCE
 #include <sys/mman.h>
-#include "freelist_bins.h"
+#include "alloc/freelist_bins.h"
 uint32_t down(uint64_t size) { return class_down(size); }
 uint32_t up(uint64_t size) { return class_up(size); }
 int same(uint64_t a, uint64_t b) { return same_class(a, b); }
@@ -56,7 +56,7 @@ void untable(void *p, size_t n);
 @functools.cache
 def library(folder: Path) -> Any:
     sizes = {"FREELIST_PAGE_GRANULES": 64, "FREELIST_ROWS": 37, "FREELIST_BINS": 37 << 5}
-    return build(ffi, folder / "freelist.so", SOURCES, EXTRA, declarations("freelist.h", sizes) + EXTRA_DECLARED)
+    return build(ffi, folder / "freelist.so", SOURCES, EXTRA, declarations("alloc/freelist.h", sizes) + EXTRA_DECLARED)
 
 
 @pytest.fixture(scope="session")
@@ -704,7 +704,7 @@ def test_the_largest_chunk(make: Any) -> None:
 def test_stress(tmp_path: Path, sanitize: str) -> None:
     """A longer run under the sanitizers; freelist_stress.c by itself runs as long as one likes."""
     target = tmp_path / "stress"
-    flags = ["-O1", "-g", "-std=gnu11", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", f"-I{CSRC}"]
+    flags = ["-O1", "-g", "-std=gnu11", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", f"-I{CSRC}", f"-I{CSRC}/include"]
     built = subprocess.run(
         ["gcc", *flags, str(HERE / "freelist_stress.c"), *map(str, SOURCES), "-o", str(target)],
         capture_output=True,

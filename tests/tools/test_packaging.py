@@ -57,7 +57,7 @@ def test_the_sdist_has_all_sources(sdist: set[str]) -> None:
     sources = {
         str(path.relative_to(ROOT))
         for folder, pattern in (
-            ("csrc", "*.[ch]"),
+            ("csrc", "*/*.[ch]"),
             ("arena", "*.p*"),
             ("arena/bench", "*"),
             ("arena/doctor", "*"),
@@ -89,7 +89,7 @@ def test_the_wheel_has_what_its_users_compile_and_check_against(wheel: Path) -> 
         names = set(archive.namelist())
         header = archive.read("arena/include/arena.h")
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
-    assert header == (ROOT / "csrc" / "arena.h").read_bytes()
+    assert header == (ROOT / "csrc" / "include" / "arena.h").read_bytes()
     assert {"arena/_core.pxd", "arena/__init__.pxd", "arena/py.typed"} <= names
     realtime = [f"arena/realtime/_{name}" for name in ("faults", "pool", "prepare", "ring")]
     for module in ("arena/_core", *realtime):

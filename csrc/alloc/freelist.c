@@ -1,0 +1,685 @@
+#include "alloc/freelist.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "alloc/freelist_bins.h"
+#include "alloc/freelist_shape.h"
+
+#define OWN_SCAN 8u      /* a close fit leaves less behind: bench/utilisation.py shows by how much */
+#define PICK_SCAN 16384u /* how many ranges without a whole chunk in them a pick looks at */
+
+/* --- tables ------------------------------------------------------------------------------------------------------- */
+
+int freelist_plan(uint64_t granules, uint32_t chunk_shift, struct freelist_layout *out) {
+    uint64_t chunks = granules >> chunk_shift;
+    if (granules == 0 || granules > FREELIST_MAX_GRANULES || chunks << chunk_shift != granules || chunk_shift < 6 ||
+        chunks > FREELIST_MAX_CHUNKS)
+        return -EINVAL;
+    uint64_t nodes = granules + 8, leaves = granules / FREELIST_PAGE_GRANULES + 1;
+    if (nodes > FREELIST_MAX_NODES) nodes = FREELIST_MAX_NODES;
+    if (leaves > LEAF_INDEX) leaves = LEAF_INDEX;
+    *out = (struct freelist_layout){.granules = granules,
+                                    .chunk_shift = chunk_shift,
+                                    .max_nodes = (uint32_t)nodes,
+                                    .max_leaves = (uint32_t)leaves,
+                                    .node_bytes = nodes * sizeof(struct freelist_node),
+                                    .leaf_bytes = leaves * sizeof(struct freelist_leaf),
+                                    .map_bytes = granules / FREELIST_PAGE_GRANULES * sizeof(uint32_t),
+                                    .side_bytes = (chunks + 1) * sizeof(struct freelist_side)};
+    out->summary_bytes = 2 * summary_words(chunks) * sizeof(uint64_t);
+    out->chunk_bytes = out->summary_bytes + (chunks + 63) / 64 * sizeof(uint64_t);
+    return 0;
+}
+
+void freelist_touch(const struct freelist_layout *l, uint64_t first, uint64_t count, struct freelist_extent out[3]) {
+    uint64_t pages = (1ull << l->chunk_shift) / FREELIST_PAGE_GRANULES;
+    out[0] = (struct freelist_extent){first * pages * sizeof(uint32_t), count * pages * sizeof(uint32_t)};
+    out[1] = (struct freelist_extent){first * sizeof(struct freelist_side), count * sizeof(struct freelist_side)};
+    out[2].offset = l->summary_bytes + first / 64 * sizeof(uint64_t);
+    out[2].bytes = (count / 64 + 2) * sizeof(uint64_t);
+}
+
+static inline uint32_t node_take(struct freelist *f) {
+    uint32_t id = f->nodes_spare;
+    f->nodes_free--;
+    if (id)
+        f->nodes_spare = node_at(f, id)->next;
+    else
+        id = f->nodes_used++;
+    return id;
+}
+
+static inline void node_return(struct freelist *f, uint32_t id) {
+    struct freelist_node *n = node_at(f, id);
+    n->size = 0;
+    n->next = f->nodes_spare;
+    f->nodes_spare = id;
+    f->nodes_free++;
+}
+
+/* Puts `id` between its neighbours-to-be. */
+static inline void insert_between(struct freelist *f, uint32_t prev, uint32_t id, uint32_t next) {
+    struct freelist_node *n = node_at(f, id);
+    n->prev = prev;
+    n->next = next;
+    if (prev)
+        node_at(f, prev)->next = id;
+    else
+        f->first = id;
+    if (next) node_at(f, next)->prev = id;
+}
+
+static inline void unlink_node(struct freelist *f, uint32_t id) {
+    struct freelist_node *n = node_at(f, id);
+    if (n->prev)
+        node_at(f, n->prev)->next = n->next;
+    else
+        f->first = n->next;
+    if (n->next) node_at(f, n->next)->prev = n->prev;
+    node_return(f, id);
+}
+
+/* --- the address map ---------------------------------------------------------------------------------------------- */
+
+static __attribute__((noinline)) void map_add_leaf(struct freelist *f, uint64_t offset, uint32_t id) {
+    uint32_t *entry = &f->table.map[offset / FREELIST_PAGE_GRANULES];
+    if (!(*entry & LEAF_TAG)) {
+        uint32_t leaf = f->leaves_spare;
+        f->leaves_free--;
+        if (leaf) {
+            f->leaves_spare = f->table.leaf[leaf].node[0];
+            f->table.leaf[leaf].node[0] = 0;
+        } else {
+            leaf = f->leaves_used++;
+        }
+        f->table.leaf[leaf].node[node_at(f, *entry)->offset % FREELIST_PAGE_GRANULES] = *entry;
+        *entry = LEAF_TAG | 1u << LEAF_COUNT_SHIFT | leaf;
+    }
+    f->table.leaf[*entry & LEAF_INDEX].node[offset % FREELIST_PAGE_GRANULES] = id;
+    *entry += 1u << LEAF_COUNT_SHIFT;
+}
+
+static inline void map_add(struct freelist *f, uint64_t offset, uint32_t id) {
+    uint32_t *entry = &f->table.map[offset / FREELIST_PAGE_GRANULES];
+    if (*entry)
+        map_add_leaf(f, offset, id);
+    else
+        *entry = id;
+}
+
+static inline void map_remove(struct freelist *f, uint64_t offset) {
+    uint32_t *entry = &f->table.map[offset / FREELIST_PAGE_GRANULES];
+    if (!(*entry & LEAF_TAG)) {
+        *entry = 0;
+        return;
+    }
+    uint32_t leaf = *entry & LEAF_INDEX;
+    f->table.leaf[leaf].node[offset % FREELIST_PAGE_GRANULES] = 0;
+    *entry -= 1u << LEAF_COUNT_SHIFT;
+    if ((*entry & ~LEAF_TAG) >> LEAF_COUNT_SHIFT) return;
+    *entry = 0;
+    f->table.leaf[leaf].node[0] = f->leaves_spare;
+    f->leaves_spare = leaf;
+    f->leaves_free++;
+}
+
+/* --- ranges ------------------------------------------------------------------------------------------------------- */
+
+static inline void bins_remove(struct freelist *f, uint32_t id) {
+    struct freelist_node *n = node_at(f, id);
+    struct shape s = shape_of(f, n);
+    if (s.state != FULL) bin_remove(f, &f->total, id, size_of(n));
+    if (s.state != BARE) bin_remove(f, &f->committed, id, longest(&s));
+}
+
+static inline void bins_add(struct freelist *f, uint32_t id, uint64_t offset, uint64_t size, const struct shape *s) {
+    struct freelist_node *n = node_at(f, id);
+    n->offset = offset;
+    set_size(n, size, s->state);
+    if (s->state == MIXED) {
+        struct freelist_side *side = side_of(f, offset);
+        side->head = s->head;
+        side->tail = s->tail;
+        side->inner = s->inner;
+        side->inner_at = s->inner_at;
+        side->inner_runs = s->inner_runs;
+    }
+    if (s->state != FULL) bin_add(f, &f->total, id, size);
+    if (s->state != BARE) bin_add(f, &f->committed, id, longest(s));
+}
+
+/* A free range becomes another. Where its bins stay the same it stays in them. */
+static __attribute__((noinline)) void range_change(struct freelist *f, uint32_t id, uint64_t offset, uint64_t size,
+                                                   const struct shape *s) {
+    struct freelist_node *n = node_at(f, id);
+    enum state was = state_of(n);
+    if (was == FULL && s->state == FULL && same_class(size_of(n), size)) {
+        n->offset = offset;
+        set_size(n, size, FULL);
+        return;
+    }
+    if (was == MIXED && s->state == MIXED && same_class(size_of(n), size)) {
+        struct freelist_side *from = side_of(f, n->offset), *to = side_of(f, offset);
+        struct shape old = shape_of(f, n);
+        if (same_class(longest(&old), longest(s))) {
+            /* Links name nodes and not records, so a record may move. */
+            *to = (struct freelist_side){s->head, s->tail, s->inner, s->inner_at, s->inner_runs, from->link};
+            n->offset = offset;
+            set_size(n, size, MIXED);
+            return;
+        }
+    }
+    bins_remove(f, id);
+    bins_add(f, id, offset, size, s);
+}
+
+/* One end of a range moves over committed memory: last in, first out. Nothing is relinked unless a bin changes. */
+static inline void move_ends(struct freelist *f, uint32_t id, uint64_t offset, uint64_t size) {
+    struct freelist_node *n = node_at(f, id);
+    uint64_t had = size_of(n), low = n->offset - offset; /* how much more there is at the low end, modulo 2^64 */
+    if (state_of(n) == FULL) {
+        bool stays = same_class(had, size);
+        if (!stays) bin_remove(f, &f->committed, id, had);
+        n->offset = offset;
+        set_size(n, size, FULL);
+        if (!stays) bin_add(f, &f->committed, id, size);
+        return;
+    }
+    struct freelist_side *side = side_of(f, n->offset);
+    uint64_t head = side->head + low, tail = side->tail + (size - had - low);
+    uint64_t ends = head > tail ? head : tail, before = side->head > side->tail ? side->head : side->tail;
+    uint64_t now = ends > side->inner ? ends : side->inner;
+    if (before < side->inner) before = side->inner;
+    bool total_stays = same_class(had, size), committed_stays = now && same_class(before, now);
+    if (!total_stays) bin_remove(f, &f->total, id, had);
+    if (!committed_stays) bin_remove(f, &f->committed, id, before);
+    struct freelist_side *to = side_of(f, offset);
+    if (to != side) *to = *side;
+    to->head = head;
+    to->tail = tail;
+    n->offset = offset;
+    set_size(n, size, now ? MIXED : BARE);
+    if (!total_stays) bin_add(f, &f->total, id, size);
+    if (!committed_stays && now) bin_add(f, &f->committed, id, now);
+}
+
+/* --- alloc -------------------------------------------------------------------------------------------------------- */
+
+static inline uint64_t align_up(uint64_t n, uint64_t align) { return (n + align - 1) & ~(align - 1); }
+
+/* Where in a run of granules a block fits, lowest or highest; false: nowhere. */
+static inline bool fits(uint64_t run_at, uint64_t run, uint64_t size, uint64_t align, bool high, uint64_t *at) {
+    if (run < size) return false;
+    *at = high ? (run_at + run - size) & ~(align - 1) : align_up(run_at, align);
+    return *at >= run_at && *at + size <= run_at + run;
+}
+
+/* Where in a free range; in what is committed of it, or anywhere. */
+static inline bool place(const struct freelist *f, uint32_t id, bool committed, uint64_t size, uint64_t align,
+                         uint64_t *at) {
+    const struct freelist_node *n = node_at(f, id);
+    uint64_t all = size_of(n);
+    if (state_of(n) == FULL || state_of(n) == BARE) return fits(n->offset, all, size, align, false, at);
+    const struct freelist_side *s = side_of(f, n->offset);
+    if (!committed) return fits(n->offset, all, size, align, s->tail > s->head, at);
+    return fits(n->offset, s->head, size, align, false, at) ||
+           fits(n->offset + all - s->tail, s->tail, size, align, true, at) ||
+           fits(s->inner_at, s->inner, size, align, false, at);
+}
+
+/* The bins whose members may fit or may not, from the request's own up to `top`: member by member, up to a limit. */
+static __attribute__((noinline)) uint32_t search_near(struct freelist *f, struct freelist_bins *b, uint64_t size,
+                                                      uint64_t align, uint32_t top, uint32_t limit, uint64_t *at) {
+    uint32_t class = bin_find(b, class_down(size));
+    for (; class != NONE && class <= top; class = bin_find(b, class + 1)) {
+        for (uint32_t id = b->head[class]; id; id = link_of(f, b, id)->next) {
+            if (place(f, id, b == &f->committed, size, align, at)) return id;
+            if (--limit == 0) return 0;
+        }
+    }
+    return 0;
+}
+
+static inline uint32_t search(struct freelist *f, struct freelist_bins *b, uint64_t size, uint64_t align,
+                              uint64_t *at) {
+    uint32_t own = class_down(size), sure = class_up(size + align - 1);
+    if (own != sure && b->head[own]) {
+        uint32_t id = search_near(f, b, size, align, own, OWN_SCAN, at);
+        if (id) return id;
+    }
+    uint32_t class = bin_find(b, sure);
+    if (__builtin_expect(class != NONE, 1)) {
+        uint32_t id = b->head[class];
+        if (place(f, id, b == &f->committed, size, align, at)) return id;
+    }
+    return search_near(f, b, size, align, class_down(size + align - 1), FREELIST_SCAN, at);
+}
+
+static __attribute__((noinline)) uint32_t carve_slow(struct freelist *f, uint32_t id, uint64_t at, uint64_t size) {
+    struct freelist_node *n = node_at(f, id);
+    uint64_t offset = n->offset, all = size_of(n), left_size = at - offset, right_size = all - size - left_size;
+    struct shape s = shape_of(f, n), left, right;
+    if (left_size == 0 && right_size == 0) {
+        bins_remove(f, id);
+        return id;
+    }
+    cut(f, offset, all, &s, at, size, &left, &right);
+    uint32_t taken = node_take(f);
+    if (left_size == 0) {
+        insert_between(f, n->prev, taken, id);
+        range_change(f, id, at + size, right_size, &right);
+    } else {
+        insert_between(f, id, taken, n->next);
+        range_change(f, id, offset, left_size, &left);
+        if (right_size) {
+            uint32_t rest = node_take(f);
+            insert_between(f, taken, rest, node_at(f, taken)->next);
+            bins_add(f, rest, at + size, right_size, &right);
+        }
+    }
+    node_at(f, taken)->offset = at;
+    return taken;
+}
+
+/* Takes [at, at + size) out of a free range; the node that stands for it now, in no bin and without a state. */
+static inline uint32_t carve(struct freelist *f, uint32_t id, uint64_t at, uint64_t size) {
+    struct freelist_node *n = node_at(f, id);
+    uint64_t all = size_of(n);
+    enum state state = state_of(n);
+    bool low = at == n->offset && size < all && (state == FULL || (state == MIXED && size <= side_of(f, at)->head));
+    if (__builtin_expect(!low, 0)) return carve_slow(f, id, at, size);
+    uint32_t taken = node_take(f);
+    insert_between(f, n->prev, taken, id);
+    move_ends(f, id, at + size, all - size);
+    node_at(f, taken)->offset = at;
+    return taken;
+}
+
+/* There is a limit to the leaves; once it is reached, only a block that needs one is refused. */
+static __attribute__((noinline, cold)) bool leaf_lacks(const struct freelist *f, uint64_t at) {
+    uint32_t entry = f->table.map[at / FREELIST_PAGE_GRANULES];
+    return entry && !(entry & LEAF_TAG);
+}
+
+static inline uint32_t next_serial(struct freelist *f) {
+    if (__builtin_expect(++f->serial == 0, 0)) f->serial = 1;
+    return f->serial;
+}
+
+/* Makes a block of a part of a free range, of which `there` granules are committed. */
+static inline void take(struct freelist *f, uint32_t id, uint64_t at, uint64_t size, uint64_t there,
+                        struct freelist_block *out) {
+    bool committed = there == size;
+    f->free_committed -= there;
+    id = carve(f, id, at, size);
+    struct freelist_node *n = node_at(f, id);
+    set_size(n, size, committed ? LIVE : PENDING);
+    n->serial = next_serial(f);
+    map_add(f, at, id);
+    f->live += size;
+    f->blocks++;
+    *out = (struct freelist_block){n->serial << 32 | id, at, size, committed};
+}
+
+/* The parked block again, under another number, if it is what is asked for. */
+static inline bool unpark(struct freelist *f, uint64_t size, uint64_t align, struct freelist_block *out) {
+    uint32_t id = f->parked;
+    struct freelist_node *n = node_at(f, id);
+    if (size_of(n) != size || (n->offset & (align - 1))) return false;
+    f->parked = 0;
+    set_size(n, size, LIVE);
+    n->serial = next_serial(f);
+    f->live += size;
+    f->blocks++;
+    f->free_committed -= size;
+    *out = (struct freelist_block){n->serial << 32 | id, n->offset, size, true};
+    return true;
+}
+
+int freelist_alloc(struct freelist *f, uint64_t size, uint64_t align, unsigned flags, struct freelist_block *out) {
+    if (__builtin_expect(align - 1 >= chunk_granules(f) || (align & (align - 1)) || size == 0, 0)) return -EINVAL;
+    if (f->parked) {
+        if (unpark(f, size, align, out)) return 0;
+        freelist_settle(f);
+    }
+    if (__builtin_expect(size > f->layout.granules, 0)) return -ENOSPC;
+    if (__builtin_expect(f->nodes_free < 3, 0)) return -EAGAIN;
+    if (__builtin_expect(f->leaves_free < 1, 0) && f->leaves_ready < f->layout.max_leaves) return -EAGAIN;
+    uint64_t at = 0, there = size;
+    uint32_t id = search(f, &f->committed, size, align, &at);
+    if (__builtin_expect(!id, 0)) {
+        if (flags & FREELIST_COMMITTED_ONLY) return -ENOSPC;
+        id = search(f, &f->total, size, align, &at);
+        if (!id) return -ENOSPC;
+        if (!touched_for(f, at, at + size)) {
+            *out = (struct freelist_block){.offset = at, .size = size};
+            return -ENODATA;
+        }
+        there = committed_in(f, at, at + size);
+    }
+    if (__builtin_expect(f->leaves_free < 1, 0) && leaf_lacks(f, at)) return -EAGAIN;
+    take(f, id, at, size, there, out);
+    return 0;
+}
+
+int freelist_hold(struct freelist *f, uint64_t size, struct freelist_block *out) {
+    uint64_t at = 0;
+    *out = (struct freelist_block){0};
+    if (size == 0) return -EINVAL;
+    if (size > f->layout.granules) return -ENOSPC;
+    freelist_settle(f);
+    if (search(f, &f->committed, size, 1, &at)) return 0;
+    if (f->nodes_free < 3 || (f->leaves_free < 1 && f->leaves_ready < f->layout.max_leaves)) return -EAGAIN;
+    uint32_t id = search(f, &f->total, size, 1, &at);
+    if (!id) return -ENOSPC;
+    if (!touched_for(f, at, at + size)) {
+        *out = (struct freelist_block){.offset = at, .size = size};
+        return -ENODATA;
+    }
+    uint64_t above = chunk_above(f, at + size), first = chunk_next(f, chunk_below(f, at), above, false), last = first;
+    for (uint64_t c = first; c < above; c = chunk_next(f, last, above, false)) last = chunk_next(f, c, above, true);
+    if (first >= above) return 0; /* the search among what is committed has missed it */
+    uint64_t from = first << f->layout.chunk_shift, end = last << f->layout.chunk_shift;
+    if (from < at) from = at;
+    if (end > at + size) end = at + size;
+    if (f->leaves_free < 1 && leaf_lacks(f, from)) return -EAGAIN;
+    take(f, id, from, end - from, committed_in(f, from, end), out);
+    return 0;
+}
+
+/* --- free --------------------------------------------------------------------------------------------------------- */
+
+/* A range that was live, committed as it may be, joins its neighbours. */
+static __attribute__((noinline)) void join(struct freelist *f, uint32_t id, const struct shape *own) {
+    struct freelist_node *n = node_at(f, id);
+    uint64_t size = size_of(n), offset = n->offset;
+    uint32_t prev = n->prev, next = n->next;
+    bool left = prev && is_free(node_at(f, prev)), right = next && is_free(node_at(f, next));
+    struct shape s = *own;
+    if (!left && !right) {
+        bins_add(f, id, offset, size, &s);
+        return;
+    }
+    for (int side = 0; side < 2; side++) {
+        if (!(side ? right : left)) continue;
+        const struct freelist_node *other = node_at(f, side ? next : prev);
+        struct shape o = shape_of(f, other), a = side ? s : o, b = side ? o : s;
+        uint64_t middle = a.tail + b.head;
+        struct shape sum = {MIXED, a.head, b.tail, a.inner, a.inner_at, a.inner_runs + b.inner_runs};
+        uint64_t boundary = side ? offset + size : offset;
+        if (b.inner > sum.inner) sum.inner = b.inner, sum.inner_at = b.inner_at;
+        if (a.state == FULL) sum.head = middle;
+        if (b.state == FULL) sum.tail = middle;
+        if (a.state == FULL && b.state == FULL) sum.state = FULL;
+        if (a.state != FULL && b.state != FULL && middle) {
+            sum.inner_runs++;
+            if (middle > sum.inner) sum.inner = middle, sum.inner_at = boundary - a.tail;
+        }
+        if (sum.state == MIXED && !longest(&sum)) sum.state = BARE;
+        s = sum;
+        if (side) {
+            size += size_of(other);
+        } else {
+            offset = other->offset;
+            size += size_of(other);
+        }
+    }
+    if (left && right) {
+        bins_remove(f, next);
+        unlink_node(f, next);
+    }
+    unlink_node(f, id);
+    range_change(f, left ? prev : next, offset, size, &s);
+}
+
+void freelist_settle(struct freelist *f) {
+    uint32_t id = f->parked;
+    if (!id) return;
+    f->parked = 0;
+    struct freelist_node *n = node_at(f, id);
+    uint64_t size = size_of(n);
+    map_remove(f, n->offset);
+    uint32_t prev = n->prev, next = n->next;
+    enum state left = prev ? state_of(node_at(f, prev)) : LIVE, right = next ? state_of(node_at(f, next)) : LIVE;
+    if ((right == FULL || right == MIXED) && left < FULL) {
+        uint64_t offset = n->offset, all = size + size_of(node_at(f, next));
+        unlink_node(f, id);
+        move_ends(f, next, offset, all);
+    } else if ((left == FULL || left == MIXED) && right < FULL) {
+        unlink_node(f, id);
+        move_ends(f, prev, node_at(f, prev)->offset, size_of(node_at(f, prev)) + size);
+    } else {
+        struct shape s = {FULL, size, size, 0, 0, 0};
+        join(f, id, &s);
+    }
+}
+
+static inline uint32_t live_node(const struct freelist *f, uint64_t handle) {
+    uint32_t id = (uint32_t)handle;
+    if (id == 0 || id >= f->nodes_used) return 0;
+    const struct freelist_node *n = node_at(f, id);
+    return (state_of(n) == LIVE || state_of(n) == PENDING) && n->serial == handle >> 32 ? id : 0;
+}
+
+/* The same for a range of which only the bits say how it is committed. */
+static __attribute__((noinline)) void join_pending(struct freelist *f, uint32_t id) {
+    struct freelist_node *n = node_at(f, id);
+    struct shape s = look(f, n->offset, size_of(n));
+    f->free_committed += committed_in(f, n->offset, end_of(n));
+    join(f, id, &s);
+}
+
+int freelist_free(struct freelist *f, uint64_t handle) {
+    uint32_t id = live_node(f, handle);
+    if (__builtin_expect(!id, 0)) return -EINVAL;
+    struct freelist_node *n = node_at(f, id);
+    uint64_t size = size_of(n);
+    f->live -= size;
+    f->blocks--;
+    if (__builtin_expect(state_of(n) == PENDING, 0)) {
+        map_remove(f, n->offset);
+        join_pending(f, id);
+        return 0;
+    }
+    f->free_committed += size;
+    freelist_settle(f);
+    set_size(n, size, PARKED);
+    f->parked = id;
+    return 0;
+}
+
+int freelist_get(const struct freelist *f, uint64_t handle, struct freelist_block *out) {
+    uint32_t id = live_node(f, handle);
+    if (!id) return -EINVAL;
+    describe(f, id, out);
+    return 0;
+}
+
+int freelist_find(const struct freelist *f, uint64_t offset, struct freelist_block *out) {
+    if (offset >= f->layout.granules || !touched(f, chunk_below(f, offset), chunk_below(f, offset))) return -ENOENT;
+    uint32_t id = f->table.map[offset / FREELIST_PAGE_GRANULES];
+    if (id & LEAF_TAG) id = f->table.leaf[id & LEAF_INDEX].node[offset % FREELIST_PAGE_GRANULES];
+    if (!id || node_at(f, id)->offset != offset || id == f->parked) return -ENOENT;
+    describe(f, id, out);
+    return 0;
+}
+
+/* The end of a block, as a node of its own that nobody knows yet. */
+static uint32_t split_live(struct freelist *f, uint32_t id, uint64_t keep) {
+    struct freelist_node *n = node_at(f, id);
+    uint32_t rest = node_take(f);
+    insert_between(f, id, rest, n->next);
+    node_at(f, rest)->offset = n->offset + keep;
+    set_size(node_at(f, rest), size_of(n) - keep, state_of(n));
+    set_size(n, keep, state_of(n));
+    return rest;
+}
+
+int freelist_resize(struct freelist *f, uint64_t handle, uint64_t size, unsigned flags, struct freelist_block *out) {
+    uint32_t id = live_node(f, handle);
+    if (!id || size == 0) return -EINVAL;
+    if (size > f->layout.granules) return -ENOSPC;
+    freelist_settle(f);
+    struct freelist_node *n = node_at(f, id);
+    if (f->nodes_free < (size < size_of(n) ? 1 : 3)) return -EAGAIN;
+    uint64_t had = size_of(n), end = n->offset + size;
+    if (size < had) {
+        join_pending(f, split_live(f, id, size)); /* by the bits, for either state */
+    } else if (size > had) {
+        uint32_t next = n->next;
+        if (!next || !is_free(node_at(f, next)) || size_of(node_at(f, next)) < size - had) return -ENOSPC;
+        uint64_t there = committed_in(f, n->offset + had, end);
+        if (there < size - had && (flags & FREELIST_COMMITTED_ONLY)) return -ENOSPC;
+        if (!touched_for(f, n->offset, end)) {
+            *out = (struct freelist_block){.offset = n->offset, .size = size};
+            return -ENODATA;
+        }
+        uint32_t more = carve(f, next, n->offset + had, size - had);
+        unlink_node(f, more);
+        set_size(n, size, state_of(n));
+        f->free_committed -= there;
+    }
+    f->live += size - had;
+    set_size(n, size, committed_in(f, n->offset, end) == size ? LIVE : PENDING);
+    describe(f, id, out);
+    return 0;
+}
+
+/* --- commit and release ------------------------------------------------------------------------------------------- */
+
+static uint64_t set_chunks(struct freelist *f, uint64_t first, uint64_t count, bool committed) {
+    uint64_t changed = 0;
+    for (uint64_t at = first, end = first + count; at < end;) {
+        uint64_t word = at / 64, n = 64 - at % 64;
+        if (n > end - at) n = end - at;
+        uint64_t mask = (n == 64 ? ~0ull : (1ull << n) - 1) << (at % 64), bit = 1ull << (word % 64);
+        uint64_t old = chunk_word(f, word), new = committed ? old | mask : old & ~mask;
+        chunk_bits(f)[word] = new;
+        changed += (uint64_t)__builtin_popcountll(old ^ new);
+        not_zero(f)[word / 64] = new ? not_zero(f)[word / 64] | bit : not_zero(f)[word / 64] & ~bit;
+        all_ones(f)[word / 64] = new == ~0ull ? all_ones(f)[word / 64] | bit : all_ones(f)[word / 64] & ~bit;
+        at += n;
+    }
+    return changed << f->layout.chunk_shift;
+}
+
+static void refresh(struct freelist *f, uint32_t id) {
+    struct freelist_node *n = node_at(f, id);
+    struct shape s = look(f, n->offset, size_of(n));
+    range_change(f, id, n->offset, size_of(n), &s);
+}
+
+void freelist_commit(struct freelist *f, uint64_t first, uint64_t count, uint64_t near) {
+    uint64_t from = first << f->layout.chunk_shift, end = (first + count) << f->layout.chunk_shift;
+    uint32_t left = live_node(f, near);
+    if (!left && f->picked < f->nodes_used && is_free(node_at(f, f->picked)) && node_at(f, f->picked)->offset <= from &&
+        end_of(node_at(f, f->picked)) >= end)
+        left = f->picked;
+    if (!left) {
+        for (left = f->first; left && end_of(node_at(f, left)) <= from;) left = node_at(f, left)->next;
+    }
+    while (node_at(f, left)->prev && node_at(f, left)->offset > from) left = node_at(f, left)->prev;
+    for (uint32_t id = left; id && node_at(f, id)->offset < end; id = node_at(f, id)->next) {
+        const struct freelist_node *n = node_at(f, id);
+        if (!is_free(n)) continue;
+        uint64_t low = n->offset > from ? n->offset : from, high = end_of(n) < end ? end_of(n) : end;
+        if (low < high) f->free_committed += high - low - committed_in(f, low, high);
+    }
+    f->committed_granules += set_chunks(f, first, count, true);
+    for (uint32_t id = left; id && node_at(f, id)->offset < end; id = node_at(f, id)->next) {
+        struct freelist_node *n = node_at(f, id);
+        if (is_free(n))
+            refresh(f, id);
+        else if (state_of(n) == PENDING && committed_in(f, n->offset, end_of(n)) == size_of(n))
+            set_size(n, size_of(n), LIVE);
+    }
+}
+
+uint64_t freelist_committed_in(const struct freelist *f, uint64_t offset, uint64_t size) {
+    return committed_in(f, offset, offset + size);
+}
+
+/* The whole chunks in a run; false: none. */
+static bool whole(const struct freelist *f, uint64_t at, uint64_t run, struct freelist_span *out) {
+    uint64_t first = chunk_above(f, at), end = chunk_below(f, at + run);
+    if (first >= end) return false;
+    *out = (struct freelist_span){first, end - first};
+    return true;
+}
+
+/* The longest row of whole chunks that are free and committed in a range; 0 chunks: none. */
+static struct freelist_span longest_row(const struct freelist *f, const struct freelist_node *n) {
+    struct shape s = shape_of(f, n);
+    struct freelist_span best = {0, 0}, one;
+    if (whole(f, n->offset, s.head, &one)) best = one;
+    if (s.state == MIXED && whole(f, end_of(n) - s.tail, s.tail, &one) && one.count > best.count) best = one;
+    if (s.inner && whole(f, s.inner_at, s.inner, &one) && one.count > best.count) best = one;
+    return best;
+}
+
+int freelist_pick(struct freelist *f, uint64_t max_chunks, struct freelist_span *out) {
+    freelist_settle(f);
+    uint32_t class = bin_find_down(&f->committed, FREELIST_BINS), lowest = class_down(chunk_granules(f)), looked = 0;
+    for (; class != NONE && class >= lowest && max_chunks; class = bin_find_down(&f->committed, class)) {
+        for (uint32_t id = f->committed.head[class]; id; id = link_of(f, &f->committed, id)->next) {
+            struct freelist_span best = longest_row(f, node_at(f, id));
+            if (!best.count) { /* shorter than two chunks, and across a boundary */
+                if (++looked == PICK_SCAN) return -ENOENT;
+                continue;
+            }
+            uint64_t count = best.count < max_chunks ? best.count : max_chunks;
+            *out = (struct freelist_span){best.first + best.count - count, count};
+            uint64_t gone = set_chunks(f, out->first, count, false);
+            f->committed_granules -= gone;
+            f->free_committed -= gone;
+            refresh(f, id);
+            f->picked = id;
+            return 0;
+        }
+    }
+    return -ENOENT;
+}
+
+/* --- all of it ---------------------------------------------------------------------------------------------------- */
+
+static void one_range(struct freelist *f) {
+    memset(&f->committed, 0, sizeof f->committed);
+    memset(&f->total, 0, sizeof f->total);
+    f->nodes_used = 1;
+    f->nodes_spare = f->picked = f->parked = 0;
+    f->nodes_free = f->nodes_ready - 1;
+    f->live = f->blocks = 0;
+    f->free_committed = f->committed_granules;
+    uint32_t id = node_take(f);
+    insert_between(f, 0, id, 0);
+    struct shape s = look(f, 0, f->layout.granules);
+    bins_add(f, id, 0, f->layout.granules, &s);
+}
+
+void freelist_init(struct freelist *f, const struct freelist_layout *layout, const struct freelist_tables *tables,
+                   uint32_t nodes_ready, uint32_t leaves_ready, uint32_t serial) {
+    memset(f, 0, sizeof *f);
+    f->layout = *layout;
+    f->table = *tables;
+    f->nodes_ready = nodes_ready;
+    f->leaves_ready = leaves_ready;
+    f->leaves_used = 1;
+    f->leaves_free = leaves_ready - 1;
+    f->serial = serial;
+    one_range(f);
+}
+
+void freelist_ready(struct freelist *f, uint32_t nodes, uint32_t leaves) {
+    f->nodes_free += nodes - f->nodes_ready;
+    f->leaves_free += leaves - f->leaves_ready;
+    f->nodes_ready = nodes;
+    f->leaves_ready = leaves;
+}
+
+void freelist_reset(struct freelist *f) {
+    for (uint32_t id = f->first; id; id = node_at(f, id)->next) {
+        if (!is_free(node_at(f, id))) map_remove(f, node_at(f, id)->offset);
+    }
+    one_range(f);
+}

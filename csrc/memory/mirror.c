@@ -1,0 +1,202 @@
+#define _GNU_SOURCE
+#include "memory/mirror.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "memory/forks.h"
+#include "memory/lockall.h"
+#include "memory/populate.h"
+#include "memory/preflight.h"
+#include "sys/os.h"
+#include "sys/os_file.h"
+
+#define BYTES_MAX ((uint64_t)64 << 40)
+#define UNMAP_STEP ((uint64_t)64 << 20) /* 4 ms of small pages */
+
+/* What is being made. */
+struct making {
+    struct mirror *mirror;
+    struct os_mapping file;
+    uint64_t span; /* the page and one mapping: the file's size */
+    uint64_t promised; /* see preflight_whole */
+    const char *op;
+    arena_tick tick;
+    void *tick_arg;
+};
+
+static uint64_t whole(const struct mirror *m) { return OS_PAGE + 2 * m->bytes; }
+
+/* --- for forks.h ---------------------------------------------------------------------------------------------------- */
+
+static void nothing(void *self) { (void)self; }
+
+/* Who makes it, or unmaps it, stayed with the parent. */
+static void in_child(void *self) {
+    struct mirror *m = self;
+    if (!m->changing || pthread_equal(m->thread, pthread_self())) return;
+    os_unmap(m->base, whole(m));
+    m->base = NULL;
+    forks_forget(&m->watch);
+}
+
+static size_t ranges(void *self, struct fork_range out[FORKS_RANGES]) {
+    const struct mirror *m = self;
+    out[0] = (struct fork_range){m->base, whole(m)};
+    return 1;
+}
+
+/* One of the two mappings is enough, and counted: pages that are locked anywhere are reclaimed nowhere. */
+static int lock_first(const struct mirror *m) { return os_mlock(m->base, OS_PAGE + m->bytes); }
+
+static int lock(void *self, bool own) {
+    const struct mirror *m = self;
+    if (m->changing || (own && !m->lock)) return 0; /* who makes it looks for himself when he is done */
+    int rc = lock_first(m);
+    /* In the child of a fork it is not mapped yet. */
+    if (rc == 0 && !own) (void)os_populate(m->base, whole(m), true);
+    return rc;
+}
+
+/* --- make and destroy ----------------------------------------------------------------------------------------------- */
+
+static int allocate(void *self, char *at, uint64_t n) {
+    struct making *m = self;
+    int rc = os_allocate(m->file.fd, (uint64_t)(at - m->mirror->base), n);
+    if (rc == 0 || rc == -EOPNOTSUPP) return 0; /* then populating it does, and answers where it cannot */
+    __atomic_store_n(&m->op, "fallocate", __ATOMIC_RELAXED);
+    return rc;
+}
+
+/* Both mappings, with nothing present. The second takes the place of what the first has beyond the end of the file. */
+static int map(struct making *m) {
+    bool lazy;
+    void *base;
+    m->op = "mmap";
+    int rc = os_reserve(&m->file, m->span + m->mirror->bytes, OS_PAGE, &base, &lazy);
+    if (rc) return rc;
+    m->mirror->base = base;
+    char *second = m->mirror->base + m->span;
+    rc = os_close(&m->file, second, m->mirror->bytes, OS_PAGE);
+    if (rc == 0) rc = os_open(second, m->mirror->bytes);
+    if (rc == 0) (void)os_advise_dump(base, m->span + m->mirror->bytes, false);
+    return rc;
+}
+
+static int map_and_watch(struct making *m) {
+    struct mirror *mirror = m->mirror;
+    mirror->watch = (struct fork_watch){nothing, nothing, in_child, ranges, lock, mirror, NULL, NULL};
+    forks_hold();
+    int rc = map(m);
+    if (mirror->base) forks_watch(&mirror->watch);
+    forks_let_go();
+    return rc;
+}
+
+static int make_present(struct making *m, const struct preflight *preflight) {
+    struct populate first = {.features = os_features(),
+                             .preflight = preflight,
+                             .write = true,
+                             .page = OS_PAGE,
+                             .costs = 1,
+                             .prepare = allocate,
+                             .prepare_arg = m,
+                             .tick = m->tick,
+                             .tick_arg = m->tick_arg,
+                             .total = m->span,
+                             .promised = m->promised,
+                             .fork_count = &forks_count};
+    struct populate second = first;
+    second.costs = 0;
+    second.prepare = NULL;
+    second.total = m->mirror->bytes;
+    m->op = "mlock";
+    int rc = m->mirror->lock ? lock_first(m->mirror) : 0;
+    if (rc) return rc;
+    m->op = "madvise(MADV_POPULATE_WRITE)";
+    rc = populate_range(&first, m->mirror->base, m->span);
+    m->promised = first.promised;
+    if (rc && first.refused) m->op = "preflight";
+    return rc ? rc : populate_range(&second, m->mirror->base + m->span, m->mirror->bytes);
+}
+
+/* From now on lockall.h sees to it; and it may have been on, or have unlocked all, meanwhile. */
+static int made(struct making *m) {
+    m->op = "mlock";
+    forks_hold();
+    int rc = m->mirror->lock || lockall_commits() ? lock_first(m->mirror) : 0;
+    if (rc == 0) m->mirror->changing = false;
+    forks_let_go();
+    return rc;
+}
+
+static int make(struct making *m, const char *name, const struct preflight *preflight,
+                struct preflight_report *report) {
+    m->op = "preflight";
+    int rc = preflight_whole(preflight, m->span, &m->promised, report);
+    if (rc) return rc;
+    m->op = "memfd_create";
+    if ((rc = os_memfd(name, 0, &m->file.fd)) != 0) return rc;
+    m->op = "ftruncate";
+    if ((rc = os_truncate(m->file.fd, m->span)) != 0) return rc;
+    m->op = "fcntl(F_ADD_SEALS)";
+    if ((rc = os_seal_size(m->file.fd)) != 0) return rc;
+    rc = map_and_watch(m);
+    if (rc == 0) rc = make_present(m, preflight);
+    return rc ? rc : made(m);
+}
+
+static void explain(const struct making *m, int rc, const struct preflight *preflight, struct preflight_report *report,
+                    struct arena_error *e) {
+    *e = (struct arena_error){.err = -rc, .op = m->op, .requested = m->span, .available = UINT64_MAX};
+    if (strcmp(m->op, "mlock") == 0) {
+        uint64_t limit, locked;
+        os_mlock_limit(&limit, &locked);
+        e->available = limit == UINT64_MAX ? limit : limit > locked ? limit - locked : 0;
+        if (e->available < m->span) strcpy(e->where, "RLIMIT_MEMLOCK");
+    } else if (strcmp(m->op, "preflight") == 0) {
+        if (!report->where[0]) (void)preflight_read(preflight, report);
+        e->available = report->available;
+        memcpy(e->where, report->where, sizeof e->where);
+    }
+}
+
+int mirror_create(uint64_t bytes, bool lock_it, const char *name, arena_tick tick, void *arg, struct mirror *out,
+                  struct arena_error *error) {
+    if (bytes == 0 || bytes > BYTES_MAX) {
+        *error = (struct arena_error){.err = EINVAL, .op = "size", .requested = bytes, .available = UINT64_MAX};
+        return -EINVAL;
+    }
+    bytes = (bytes + OS_PAGE - 1) & ~(uint64_t)(OS_PAGE - 1);
+    *out = (struct mirror){.bytes = bytes, .lock = lock_it, .changing = true, .thread = pthread_self()};
+    struct making m = {
+        .mirror = out, .file = {.fd = -1, .shared = true}, .span = OS_PAGE + bytes, .tick = tick, .tick_arg = arg};
+    struct preflight preflight;
+    struct preflight_report report = {.available = UINT64_MAX};
+    int rc = preflight_init(&preflight, 0, true, -1, &report);
+    m.op = "preflight";
+    if (rc == 0) rc = make(&m, name, &preflight, &report);
+    if (m.promised) preflight_keep_promise(m.promised);
+    if (rc) explain(&m, rc, &preflight, &report, error);
+    if (rc) mirror_destroy(out);
+    if (m.file.fd >= 0) os_close_file(m.file.fd); /* the mappings keep the file */
+    return rc;
+}
+
+void mirror_destroy(struct mirror *m) {
+    if (!m->base) return;
+    forks_hold();
+    m->changing = true;
+    m->thread = pthread_self();
+    forks_let_go();
+    /* As reservation_close: to unmap what is present holds the mmap_lock for long. */
+    for (uint64_t at = 0, n; at < whole(m); at += n) {
+        n = whole(m) - at < UNMAP_STEP ? whole(m) - at : UNMAP_STEP;
+        (void)os_release(os_features(), m->base + at, n);
+    }
+    forks_hold();
+    os_unmap(m->base, whole(m));
+    m->base = NULL;
+    forks_forget(&m->watch);
+    forks_let_go();
+}
