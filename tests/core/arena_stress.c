@@ -526,7 +526,7 @@ static void check_empty(arena *a, const struct setting *s) {
         MUST(arena_alloc(a, 3 * MIB, 4096, 0, NULL, NULL, &b[i], NULL) == 0);
         MUST_BE(b[i].dirty, (i || b[i].dirty == 0) && is_zero(b[i].address, b[i].bytes));
     }
-    MUST(arena_close(a) == 0 && arena_close(a) == 0);
+    MUST(arena_close(a, false) == 0 && arena_close(a, false) == 0);
     MUST(arena_try(a, 64, 64, &none) == -ESHUTDOWN);
     MUST(arena_alloc(a, 64, 64, 0, NULL, NULL, &none, NULL) == -ESHUTDOWN);
     for (int i = 0; i < 3; i++) MUST(arena_free(a, b[i].handle) == 0);
