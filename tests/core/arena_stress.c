@@ -446,7 +446,7 @@ static void use_inherited(struct worker *w) {
     MUST(arena_trim(w->arena, 0, &freed, NULL) == 0);
     arena_get(w->arena, &s);
     MUST_BE(s.committed, s.committed == 0 && s.free_committed == 0);
-    MUST(arena_close(w->arena) == 0);
+    MUST(arena_close(w->arena, false) == 0);
 }
 
 static void use_dropped(struct worker *w) {
