@@ -1766,12 +1766,12 @@ def lock_all(bint current, bint future, bint on_fault, bint afresh):
 
 
 def _probe():
-    """What the kernel answers to this process, for arena.doctor: names and numbers as in csrc/sys/probe.h and os.h."""
+    """What the kernel answers to this process, for arena.doctor: names and numbers as in csrc/sys/probe.h and features.h."""
     cdef os_probe_t p
     with nogil:
         os_probe(&p)
-    return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False) > 0,
-            "thp_shared": os_thp_allowed(2 << 20, True) > 0}
+    return {**p, **os_features()[0], "thp": huge_pages_allowed(2 << 20, False) > 0,
+            "thp_shared": huge_pages_allowed(2 << 20, True) > 0}
 
 
 # For _realtime.pyx, which links none of the core.

@@ -5,9 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory/address_space.h"
+#include "memory/decommit.h"
+#include "memory/lockall.h"
 #include "memory/reservation_op.h"
+#include "sys/advice.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"
+#include "sys/page.h"
 
 #define UNMAP_STEP ((uint64_t)64 << 20) /* see RELEASE_STEP */
 #define LOCK_STEP ((uint64_t)64 << 20)
@@ -22,7 +27,7 @@ static int make_maps(struct reservation *r) {
     size_t words = (size_t)((r->pages + 63) / 64 + 511) & ~(size_t)511; /* whole 4 KiB each */
     void *maps;
     r->map_bytes = 3 * words * sizeof(uint64_t);
-    int rc = os_reserve(&os_anonymous, r->map_bytes, OS_PAGE, &maps, &r->map_lazy);
+    int rc = address_space_reserve(&os_anonymous, r->map_bytes, OS_PAGE, &maps, &r->map_lazy);
     if (rc) return rc;
     if (r->map_lazy && (rc = os_make_accessible(maps, r->map_bytes)) != 0) {
         os_unmap(maps, r->map_bytes);
@@ -53,7 +58,7 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     *op = "mmap";
     if (align < OS_HUGE) align = OS_HUGE;
     if (align < r->backing.page) align = r->backing.page;
-    int rc = os_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
+    int rc = address_space_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
     if (rc) return rc;
     r->base = base;
     rc = reservation_advise(r, base, r->backing.bytes, op);
@@ -148,7 +153,7 @@ int reservation_close(reservation *r) {
     for (uint64_t from = 0; !r->foreign && !r->dropped && from < r->top;) {
         uint64_t start = bit_next(r->present, from, r->top, true), step = (UNMAP_STEP >> r->page_shift) + 1;
         from = bit_next(r->present, start, start + step < r->top ? start + step : r->top, false);
-        if (from > start) (void)os_decommit(r->features, at_page(r, start), bytes_of(r, from - start));
+        if (from > start) (void)decommit_pages(r->features, at_page(r, start), bytes_of(r, from - start));
     }
     forks_hold();
     reservation_undo(r, NULL);
@@ -212,7 +217,7 @@ static bool next_to_lock(const struct reservation *r, uint64_t *from, struct res
 int reservation_lock(void *self, bool own) {
     struct reservation *r = self;
     bool some = r->base && (r->mlocks || !own);
-    int rc = some && !own ? os_mlock_present(r->features, r->present, r->map_bytes) : 0;
+    int rc = some && !own ? lockall_present(r->features, r->present, r->map_bytes) : 0;
     for (uint64_t from = 0; rc == 0 && some;) {
         struct reservation_op op = {.locking = true};
         mutex_lock(&r->lock);
@@ -283,8 +288,8 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
  * be had for all of the range, as something else was mapped there meanwhile, it is tried for what was ever committed; and
  * nothing of it is unmapped later. */
 static void replace_dropped(struct reservation *r) {
-    r->foreign = os_map_at(r->base, bytes_of(r, r->pages)) != 0;
-    r->lost = r->foreign && r->top && os_map_at(r->base, bytes_of(r, r->top)) != 0;
+    r->foreign = address_space_fill(r->base, bytes_of(r, r->pages)) != 0;
+    r->lost = r->foreign && r->top && address_space_fill(r->base, bytes_of(r, r->top)) != 0;
 }
 
 void reservation_after_fork_child(struct reservation *r) {
