@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import MIB, faults_writing, in_child
+from conftest import MIB, SUPPORT, faults_writing, in_child
 
 from arena import Arena, Reservation
 
@@ -214,5 +214,5 @@ def test_dropped_memory_in_whose_place_nothing_can_be_had_is_refused(child: Call
         assert os.waitpid(pid, 0)[1] == 0
         assert bytes(b[:3]) == b"abc"
         """,
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )

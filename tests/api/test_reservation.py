@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import GIB, MIB, faults_writing, run_child
+from conftest import GIB, MIB, SUPPORT, faults_writing, run_child
 
 from arena import CommitError, Reservation
 
@@ -351,5 +350,5 @@ def test_a_futex_that_has_not_touched_a_page_is_not_believed(child: Callable[...
             raise SystemExit("no error")
         assert r.committed == 0
         """,
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )

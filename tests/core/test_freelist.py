@@ -13,7 +13,7 @@ from typing import Any
 
 import cffi
 import pytest
-from core._build import CSRC, HERE, Failed, build, declarations, must, refused
+from core._build import CSRC, HERE, INCLUDE, Failed, build, declarations, must, refused
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -704,7 +704,7 @@ def test_the_largest_chunk(make: Any) -> None:
 def test_stress(tmp_path: Path, sanitize: str) -> None:
     """A longer run under the sanitizers; freelist_stress.c by itself runs as long as one likes."""
     target = tmp_path / "stress"
-    flags = ["-O1", "-g", "-std=gnu11", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", f"-I{CSRC}", f"-I{CSRC}/include"]
+    flags = ["-O1", "-g", "-std=gnu11", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", *INCLUDE]
     built = subprocess.run(
         ["gcc", *flags, str(HERE / "freelist_stress.c"), *map(str, SOURCES), "-o", str(target)],
         capture_output=True,
