@@ -74,7 +74,7 @@ void wait_for_peers(reservation *r, uint64_t ns) { r->peer_wait_ns = ns; }
 
 /* A lock whose holder does not exist. */
 void take_from_nobody(void) {
-    struct lock l = {0x3ffffffe};
+    struct lock l = {.word = 0x3ffffffe};
     lock_take(&l);
 }
 
