@@ -144,7 +144,7 @@ cdef extern from "memory/lockall.h" nogil:
     int unlockall()
 
 
-cdef extern from "sys/os_probe.h" nogil:
+cdef extern from "sys/probe.h" nogil:
     cdef struct os_probe_t "os_probe":
         int guard, memfd, memfd_secret, mlock, mbind, perf_event_open, thp_disabled, lock_future
     void os_probe(os_probe_t *)

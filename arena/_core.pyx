@@ -1766,7 +1766,7 @@ def lock_all(bint current, bint future, bint on_fault, bint afresh):
 
 
 def _probe():
-    """What the kernel answers to this process, for arena.doctor: names and numbers as in csrc/sys/os_probe.h and os.h."""
+    """What the kernel answers to this process, for arena.doctor: names and numbers as in csrc/sys/probe.h and os.h."""
     cdef os_probe_t p
     with nogil:
         os_probe(&p)

@@ -20,19 +20,19 @@ static void describe(const struct arena *a, const struct freelist_block *b, stru
 
 static void fork_before(void *self) {
     struct arena *a = self;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     if (!a->unmapped) reservation_before_fork(&a->reservation);
 }
 
 static void fork_parent(void *self) {
     struct arena *a = self;
     if (!a->unmapped) reservation_after_fork_parent(&a->reservation);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
 }
 
 static void fork_child(void *self) {
     struct arena *a = self;
-    lock_reset(&a->lock);
+    mutex_reset(&a->lock);
     if (a->unmapped) {
         /* The thread that was to do it stayed with the parent. */
         a->reservation.refuse = -ESHUTDOWN;
@@ -122,7 +122,7 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     struct arena *a = calloc(1, sizeof *a);
     if (!a) return arena_explain(error, -ENOMEM, "malloc", sizeof *a, UINT64_MAX);
     memset((void *)a, 0, sizeof *a); /* calloc's pages may be promises too */
-    a->lock.rank = LOCK_RANK_ARENA;
+    a->lock.rank = MUTEX_RANK_ARENA;
     a->retain = c.retain;
     a->decay_ns = c.decay_ns;
     a->now_ns = c.now_ns ? c.now_ns : default_now;
@@ -163,14 +163,14 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
 
 int arena_close(arena *a, bool strict) {
     int rc = 0;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     if (!a->unmapped && (a->pending || reservation_busy(&a->reservation))) rc = -EBUSY;
     if (rc == 0 && strict && a->index.blocks) rc = -ENOTEMPTY;
     if (rc == 0) {
         __atomic_store_n(&a->refuse, -ESHUTDOWN, __ATOMIC_RELAXED);
         a->retain = a->floor = a->decay_ns = 0; /* nobody will want again what is free */
     }
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (rc == 0) (void)arena_collect(a);
     return rc;
 }
@@ -178,15 +178,15 @@ int arena_close(arena *a, bool strict) {
 bool arena_is_closed(const arena *a) { return __atomic_load_n(&a->refuse, __ATOMIC_RELAXED) == -ESHUTDOWN; }
 
 int arena_destroy(arena *a) {
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     bool mapped = !a->unmapped;
     if (mapped && (a->pending || reservation_busy(&a->reservation))) {
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         return -EBUSY;
     }
     a->unmapped = a->destroyed = true;
     a->refuse = -ESHUTDOWN;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (mapped) (void)reservation_close(&a->reservation);
     forks_hold();
     forks_forget(&a->watch);
@@ -227,17 +227,17 @@ static uint64_t step_of(uint64_t align) {
 static inline int try(struct arena *a, uint64_t bytes, uint64_t align, bool heap, struct arena_block *out) {
     struct freelist_block b;
     uint64_t want = granules_of(bytes), step = step_of(align);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     int rc = a->refuse;
     if (rc == 0) rc = freelist_alloc(&a->index, want, step, FREELIST_COMMITTED_ONLY, &b);
     if (rc) {
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         return rc;
     }
     uint64_t virgin = a->virgin;
     note_use(a, &b);
     a->heap_blocks += heap;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     describe(a, &b, out);
     out->dirty = dirty_part(a, virgin, &b);
     return 0;
@@ -271,10 +271,10 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
     uint64_t newly = 0, granules = granules_of(end - start);
     uint64_t lacking = bytes_of(granules - freelist_committed_in(&a->index, granules_of(start), granules));
     pending_begin(a, &pending);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->tick,
                                 how->arg, &newly, error);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &pending);
     *was = newly == end - start ? ABSENT : newly == lacking ? AS_KNOWN : STALE;
     if (rc == 0) freelist_commit(&a->index, pending.first, pending.count, b->handle);
@@ -291,7 +291,7 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
     uint64_t want = granules_of(bytes), step = step_of(align);
     struct freelist *f = &a->index;
     for (;;) {
-        lock_take(&a->lock);
+        mutex_lock(&a->lock);
         uint64_t virgin = a->virgin;
         int rc = a->refuse;
         if (rc == 0)
@@ -323,7 +323,7 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
                           bytes_of(flags & ARENA_NO_GROW ? s.largest_committed : s.largest_free));
             error->committed = bytes_of(s.committed);
         }
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         if (rc == -EAGAIN || rc == -ENODATA)
             rc = arena_index_extend(a, rc, b, how, error);
         else if (rc != -ENOSPC)
@@ -342,7 +342,7 @@ int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_
     int rc = alloc_locked(a, bytes, align, flags, &how, &b, &dirty, error);
     if (rc) return rc;
     a->heap_blocks += (flags & ARENA_HEAP) != 0;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     describe(a, &b, out);
     out->dirty = dirty;
     if (flags & ARENA_ZERO) {
@@ -358,7 +358,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
     struct freelist_block b, old;
     struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
     for (;;) {
-        lock_take(&a->lock);
+        mutex_lock(&a->lock);
         int rc = freelist_get(f, handle, &old);
         /* In a fork's child the memory behind the block is the parent's to give out, or there is none. */
         if (rc == 0 && granules_of(bytes) > old.size)
@@ -380,7 +380,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             if (was != STALE) out->dirty = dirty_part(a, virgin, &b);
             return rc;
         }
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         if (rc != -EAGAIN && rc != -ENODATA) return arena_explain(error, rc, "resize", bytes, UINT64_MAX);
         rc = arena_index_extend(a, rc, &b, &how, error);
         if (rc) return rc;
@@ -394,26 +394,26 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void
     struct commit_control how = {.threads = threads, .tick = tick, .arg = arg};
     struct arena_pending here = {0}; /* keeps close() out */
     uint64_t unused, size = bytes_of(a->index.layout.granules);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     int rc = a->refuse;
     uint64_t before = bytes_of(a->index.free_committed), floor = a->floor;
     if (rc == 0) pending_begin(a, &here);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (rc) return arena_explain(error, rc, "warm", bytes, UINT64_MAX);
     rc = reservation_repopulate(&a->reservation, 0, size, threads, tick, arg, error);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &here);
     arena_unlock(a);
     if (rc == 0) rc = alloc_locked(a, bytes, FREELIST_GRANULE, HOLD, &how, &b, &unused, error);
     if (rc) return rc;
     if (b.size) (void)freelist_free(&a->index, b.handle);
     if (bytes > a->floor) a->floor = bytes;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     rc = arena_index_warm(a, bytes / OS_PAGE + 4, &how);
     if (rc == 0) return 0;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     if (a->floor == bytes) a->floor = floor;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     (void)arena_release_free(a, before, &unused, NULL);
     return arena_explain(error, rc, "populating the index", bytes, UINT64_MAX);
 }
@@ -428,9 +428,9 @@ int arena_find_locked(struct arena *a, const void *address, struct freelist_bloc
 
 int arena_find(arena *a, const void *address, struct arena_block *out) {
     struct freelist_block b;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     int rc = arena_find_locked(a, address, &b);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (rc == 0) describe(a, &b, out);
     return rc;
 }
@@ -438,9 +438,9 @@ int arena_find(arena *a, const void *address, struct arena_block *out) {
 size_t arena_blocks(arena *a, uint64_t *cursor, struct arena_block *out, size_t max) {
     struct freelist_block b[256];
     if (max > sizeof b / sizeof *b) max = sizeof b / sizeof *b;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     size_t n = freelist_scan(&a->index, cursor, b, max);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     for (size_t i = 0; i < n; i++) describe(a, &b[i], &out[i]);
     return n;
 }
@@ -448,7 +448,7 @@ size_t arena_blocks(arena *a, uint64_t *cursor, struct arena_block *out, size_t 
 void arena_get(arena *a, struct arena_stats *out) {
     struct freelist_stats s;
     struct reservation_stats r = {0};
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     freelist_stats(&a->index, &s);
     if (!a->unmapped) reservation_get(&a->reservation, &r);
     *out = (struct arena_stats){.reserved = r.size,
@@ -465,7 +465,7 @@ void arena_get(arena *a, struct arena_stats *out) {
                                 .largest_free = bytes_of(s.largest_free),
                                 .free = bytes_of(s.free),
                                 .overflows = a->overflows};
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
 }
 
 void *arena_address(arena *a) { return a->base; }

@@ -40,29 +40,29 @@ static int touch_index(struct arena *a, const struct freelist_block *b, const st
                        struct arena_error *error) {
     uint64_t first = bytes_of(b->offset) >> a->chunk_shift;
     uint64_t last = (bytes_of(b->offset + b->size) >> a->chunk_shift) + 1;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     uint64_t lacking = bytes_of(b->size - freelist_committed_in(&a->index, b->offset, b->size));
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     int rc = a->read_only_populate ? 0 : reservation_preflight(&a->reservation, bytes_of(b->offset), lacking, error);
     if (rc) return rc;
     rc = touch_units(a, first, last, how);
     if (rc) return arena_explain(error, rc, "populating the index", bytes_of(b->size), UINT64_MAX);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     uint64_t units = ((a->index.layout.granules >> a->index.layout.chunk_shift) >> a->unit_shift) + 2;
     uint64_t end = (last >> a->unit_shift) + 1;
     (void)bit_fill(a->touched, first >> a->unit_shift, end < units ? end : units, true);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     return 0;
 }
 
 static int grow_index(struct arena *a, uint64_t nodes, uint64_t leaves) {
     struct freelist *f = &a->index;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     uint32_t had_nodes = f->nodes_ready, had_leaves = f->leaves_ready;
     bool enough = f->nodes_free >= nodes && f->leaves_free >= leaves; /* others have been here, or have freed */
     nodes = f->nodes_free < nodes ? had_nodes + (nodes - f->nodes_free) + NODES_AT_ONCE : had_nodes;
     leaves = f->leaves_free < leaves ? had_leaves + (leaves - f->leaves_free) + LEAVES_AT_ONCE : had_leaves;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (nodes > f->layout.max_nodes) nodes = f->layout.max_nodes;
     if (leaves > f->layout.max_leaves) leaves = f->layout.max_leaves;
     if (nodes <= had_nodes && leaves <= had_leaves) return enough ? 0 : -ENOMEM;
@@ -72,11 +72,11 @@ static int grow_index(struct arena *a, uint64_t nodes, uint64_t leaves) {
         rc = table_populate(&a->leaves, had_leaves * sizeof(struct freelist_leaf),
                             (leaves - had_leaves) * sizeof(struct freelist_leaf));
     if (rc) return rc;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     if (nodes > f->nodes_ready || leaves > f->leaves_ready)
         freelist_ready(f, nodes > f->nodes_ready ? (uint32_t)nodes : f->nodes_ready,
                        leaves > f->leaves_ready ? (uint32_t)leaves : f->leaves_ready);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     return 0;
 }
 
@@ -153,10 +153,10 @@ size_t arena_index_ranges(struct arena *a, struct fork_range *out) {
 
 int arena_index_warm(struct arena *a, uint64_t blocks, const struct commit_control *how) {
     for (;;) {
-        lock_take(&a->lock);
+        mutex_lock(&a->lock);
         uint64_t at_hand = a->index.nodes_free;
         bool all = a->index.nodes_ready == a->index.layout.max_nodes;
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         if (at_hand >= blocks || all) return 0;
         int rc = grow_index(a, blocks - at_hand < NODES_A_TICK ? blocks : at_hand + NODES_A_TICK, 1);
         if (rc == 0 && how->tick) rc = how->tick(how->arg, 0, 0);

@@ -5,7 +5,7 @@
 #include "alloc/freelist.h"
 #include "memory/reservation.h"
 #include "memory/table.h"
-#include "sys/lock.h"
+#include "sys/mutex.h"
 
 /* A block whose chunks are being committed: in the child of a fork nobody is left to finish it. */
 struct arena_pending {
@@ -17,7 +17,7 @@ struct arena_pending {
 };
 
 struct arena {
-    struct lock lock;
+    struct mutex lock;
     int refuse;        /* 0, or why no block is given out: -ESHUTDOWN, -ENOTCONN */
     unsigned chunk_shift; /* bytes */
     uint64_t peak_live;   /* granules */

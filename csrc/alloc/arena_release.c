@@ -12,7 +12,7 @@ static bool is_over(struct arena *a) {
 void arena_unlock(struct arena *a) {
     bool over = is_over(a);
     if (over) a->unmapped = true;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (over) (void)reservation_close(&a->reservation);
 }
 
@@ -48,38 +48,38 @@ static int give(struct arena *a, uint64_t handle, uint64_t now, bool pin, bool h
         a->heap_blocks -= heap;
         if (a->retain != UINT64_MAX) *due = retention(a, now) || is_over(a);
     }
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     return rc;
 }
 
 int arena_give(arena *a, uint64_t handle, bool *due) {
     uint64_t now = clock_of(a);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     return give(a, handle, now, false, false, due);
 }
 
 int arena_give_pinned(arena *a, uint64_t handle, bool *due) {
     uint64_t now = clock_of(a);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     return give(a, handle, now, true, false, due);
 }
 
 int arena_give_heap(arena *a, const void *address, uint64_t handle, bool *due) {
     uint64_t now = clock_of(a);
     struct freelist_block b = {.handle = handle};
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     int rc = a->unmapped ? -ENODEV : handle ? 0 : arena_find_locked(a, address, &b);
     if (rc == 0) return give(a, b.handle, now, false, true, due);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     *due = false;
     return rc;
 }
 
 bool arena_unpin(arena *a) {
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     if (a->pins) a->pins--;
     bool due = is_over(a);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     return due;
 }
 
@@ -110,19 +110,19 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
     if (a->index.free_committed < a->low) a->low = a->index.free_committed;
     uint64_t gone = span.count << a->chunk_shift;
     a->due = a->due > gone ? a->due - gone : 0;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     rc = reservation_release_finish(&a->reservation, &op, freed, NULL, NULL, error);
     if (rc) { /* some of it is there still, and not zero */
-        lock_take(&a->lock);
+        mutex_lock(&a->lock);
         if (a->virgin < virgin) a->virgin = virgin;
         uint64_t chunk = (uint64_t)1 << a->chunk_shift;
         for (uint64_t c = span.first; c < span.first + span.count; c++) {
             if (reservation_is_committed(&a->reservation, c << a->chunk_shift, chunk, !a->read_only_populate))
                 freelist_commit(&a->index, c, 1, 0);
         }
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
     }
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     arena_unlock(a);
     return rc;
 }
@@ -130,7 +130,7 @@ static int release_one(struct arena *a, uint64_t bytes, uint64_t *freed, struct 
 int arena_collect(arena *a) {
     for (;;) {
         uint64_t freed, chunk = (uint64_t)1 << a->chunk_shift;
-        lock_take(&a->lock);
+        mutex_lock(&a->lock);
         /* Some of what was due may be in use again. */
         uint64_t most = a->retain == UINT64_MAX ? 0 : beyond(a, bytes_of(a->index.free_committed));
         if (a->decay_ns == 0 || a->due > most) a->due = most;
@@ -155,10 +155,10 @@ int arena_release_free(struct arena *a, uint64_t keep, uint64_t *freed, struct a
     uint64_t part;
     *freed = 0;
     for (;;) {
-        lock_take(&a->lock);
+        mutex_lock(&a->lock);
         uint64_t have = bytes_of(a->index.free_committed);
         if (have <= keep || have - keep < (uint64_t)1 << a->chunk_shift) {
-            lock_drop(&a->lock);
+            mutex_unlock(&a->lock);
             return 0;
         }
         int rc = release_one(a, have - keep, &part, error);
@@ -170,18 +170,18 @@ int arena_release_free(struct arena *a, uint64_t keep, uint64_t *freed, struct a
 int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error) {
     uint64_t unused;
     if (!freed) freed = &unused;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     a->floor = 0;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     return arena_release_free(a, keep, freed, error);
 }
 
 static int reset(struct arena *a, bool pin) {
     uint64_t now = clock_of(a);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     /* A heap's blocks have no object that could be told. */
     if (a->pending || a->heap_blocks) {
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         return -EBUSY;
     }
     if (pin) a->pins += a->index.blocks;

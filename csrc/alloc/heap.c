@@ -16,10 +16,10 @@ static void come_back(struct heap *h, void *held) {
 }
 
 int heap_why(arena *a, struct arena_error *out) {
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     int rc = a->last_rc;
     *out = a->last_error;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     return rc;
 }
 
@@ -29,11 +29,11 @@ static void *elsewhere(struct heap *h, int rc, const struct arena_error *why, si
     void *got = NULL;
     /* Who was stopped is not to go on with other memory. */
     if ((h->overflow && rc != -EINTR) || rc == -ESHUTDOWN) got = zero ? calloc(1, bytes) : malloc(bytes);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     a->last_rc = rc;
     a->last_error = *why;
     a->overflows += got != NULL;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (!got) errno = ENOMEM;
     return got;
 }

@@ -98,7 +98,7 @@ static int set_size(struct backing *b, const struct reservation_config *c, const
     b->bytes = (c->size + b->page - 1) & ~(b->page - 1);
     if (b->bytes < c->size || b->bytes > (uint64_t)1 << 47) return fail(f, -ENOMEM, "mmap");
     if (!b->ours || b->mapping.fd < 0) return 0;
-    int rc = os_truncate(b->mapping.fd, b->bytes);
+    int rc = os_file_set_size(b->mapping.fd, b->bytes);
     return rc ? fail(f, rc, "ftruncate") : 0;
 }
 

@@ -8,8 +8,8 @@
 #include "memory/lockall.h"
 #include "memory/populate.h"
 #include "memory/preflight.h"
+#include "sys/files.h"
 #include "sys/os.h"
-#include "sys/os_file.h"
 
 #define BYTES_MAX ((uint64_t)64 << 40)
 #define UNMAP_STEP ((uint64_t)64 << 20) /* 4 ms of small pages */
@@ -77,8 +77,8 @@ static int map(struct making *m) {
     if (rc) return rc;
     m->mirror->base = base;
     char *second = m->mirror->base + m->span;
-    rc = os_close(&m->file, second, m->mirror->bytes, OS_PAGE);
-    if (rc == 0) rc = os_open(second, m->mirror->bytes);
+    rc = os_decommit_lazy(&m->file, second, m->mirror->bytes, OS_PAGE);
+    if (rc == 0) rc = os_make_accessible(second, m->mirror->bytes);
     if (rc == 0) (void)os_advise_dump(base, m->span + m->mirror->bytes, false);
     return rc;
 }
@@ -138,7 +138,7 @@ static int make(struct making *m, const char *name, const struct preflight *pref
     m->op = "memfd_create";
     if ((rc = os_memfd(name, 0, &m->file.fd)) != 0) return rc;
     m->op = "ftruncate";
-    if ((rc = os_truncate(m->file.fd, m->span)) != 0) return rc;
+    if ((rc = os_file_set_size(m->file.fd, m->span)) != 0) return rc;
     m->op = "fcntl(F_ADD_SEALS)";
     if ((rc = os_seal_size(m->file.fd)) != 0) return rc;
     rc = map_and_watch(m);
@@ -192,7 +192,7 @@ void mirror_destroy(struct mirror *m) {
     /* As reservation_close: to unmap what is present holds the mmap_lock for long. */
     for (uint64_t at = 0, n; at < whole(m); at += n) {
         n = whole(m) - at < UNMAP_STEP ? whole(m) - at : UNMAP_STEP;
-        (void)os_release(os_features(), m->base + at, n);
+        (void)os_decommit(os_features(), m->base + at, n);
     }
     forks_hold();
     os_unmap(m->base, whole(m));

@@ -2,7 +2,7 @@
 
 #include <errno.h>
 
-#include "sys/lock.h"
+#include "sys/mutex.h"
 
 #define TICK_NS 10000000u       /* how often the caller is asked whether to go on */
 #define NEIGHBOURS_NS 50000000u /* how often the process is looked at for other threads */

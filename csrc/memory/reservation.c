@@ -24,7 +24,7 @@ static int make_maps(struct reservation *r) {
     r->map_bytes = 3 * words * sizeof(uint64_t);
     int rc = os_reserve(&os_anonymous, r->map_bytes, OS_PAGE, &maps, &r->map_lazy);
     if (rc) return rc;
-    if (r->map_lazy && (rc = os_open(maps, r->map_bytes)) != 0) {
+    if (r->map_lazy && (rc = os_make_accessible(maps, r->map_bytes)) != 0) {
         os_unmap(maps, r->map_bytes);
         return rc;
     }
@@ -67,7 +67,7 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
 
 int reservation_init(struct reservation *r, const struct reservation_config *c, bool watch, struct arena_error *error) {
     if (c->size == 0) return reservation_explain(error, -EINVAL, "size", 0, 0);
-    *r = (struct reservation){.lock = {.rank = LOCK_RANK_RESERVATION},
+    *r = (struct reservation){.lock = {.rank = MUTEX_RANK_RESERVATION},
                               .fork = fork_of(c),
                               .dump = c->dump,
                               .mlocks = c->lock,
@@ -121,9 +121,9 @@ static bool changing(const struct reservation *r) {
 }
 
 bool reservation_busy(struct reservation *r) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     bool busy = changing(r);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return busy;
 }
 
@@ -138,17 +138,17 @@ void reservation_undo(struct reservation *r, const char *unlink_path) {
 
 int reservation_close(reservation *r) {
     uint64_t asked = 0;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     bool busy = changing(r) || r->views, closed = r->refuse == -ESHUTDOWN;
     if (!busy) r->refuse = -ESHUTDOWN;
     while (!busy && r->ops) (void)op_wait_for(r, r->ops, NULL, NULL, &asked);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (busy || closed) return busy ? -EBUSY : 0;
     /* Unmapping a present GiB of small pages holds the mmap_lock for 60 ms; giving it back first, in steps, does not. */
     for (uint64_t from = 0; !r->foreign && !r->dropped && from < r->top;) {
         uint64_t start = bit_next(r->present, from, r->top, true), step = (UNMAP_STEP >> r->page_shift) + 1;
         from = bit_next(r->present, start, start + step < r->top ? start + step : r->top, false);
-        if (from > start) (void)os_release(r->features, at_page(r, start), bytes_of(r, from - start));
+        if (from > start) (void)os_decommit(r->features, at_page(r, start), bytes_of(r, from - start));
     }
     forks_hold();
     reservation_undo(r, NULL);
@@ -215,20 +215,20 @@ int reservation_lock(void *self, bool own) {
     int rc = some && !own ? os_mlock_present(r->features, r->present, r->map_bytes) : 0;
     for (uint64_t from = 0; rc == 0 && some;) {
         struct reservation_op op = {.locking = true};
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         some = !r->refuse && next_to_lock(r, &from, &op);
         if (some) op_begin(r, &op);
-        lock_drop(&r->lock);
+        mutex_unlock(&r->lock);
         if (!some) break;
         rc = reservation_lock_pages(r, op.first, op.end);
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         op_end(r, &op);
     }
     return rc;
 }
 
 void reservation_get(reservation *r, struct reservation_stats *out) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     *out = (struct reservation_stats){.size = bytes_of(r, r->pages),
                                       .page_size = bytes_of(r, 1),
                                       .committed = bytes_of(r, r->refuse ? 0 : r->committed),
@@ -244,7 +244,7 @@ void reservation_get(reservation *r, struct reservation_stats *out) {
                                       .readonly = r->backing.mapping.readonly,
                                       .dropped = r->dropped,
                                       .closed = r->refuse == -ESHUTDOWN};
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 }
 
 int reservation_fd(reservation *r) {
@@ -255,13 +255,13 @@ int reservation_fd(reservation *r) {
 /* --- fork ------------------------------------------------------------------------------------------------------------- */
 
 void reservation_before_fork(struct reservation *r) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     if (r->fork == OS_FORK_SHARE) __atomic_store_n(&r->backing.peers, true, __ATOMIC_RELAXED);
 }
 
 void reservation_after_fork_parent(struct reservation *r) {
     if (r->fork == OS_FORK_COPY) r->shared_epoch++;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 }
 
 /* The operations of threads that do not exist here: what they had half made present, or half given back, is absent. Shared
@@ -288,7 +288,7 @@ static void replace_dropped(struct reservation *r) {
 }
 
 void reservation_after_fork_child(struct reservation *r) {
-    lock_reset(&r->lock);
+    mutex_reset(&r->lock);
     r->waiters = 0;
     if (r->refuse == -ESHUTDOWN) {
         /* The thread that was about to unmap it stayed with the parent. What is dropped is not mapped here. */

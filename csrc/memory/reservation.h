@@ -16,7 +16,7 @@
 #include "memory/backing.h"
 #include "memory/forks.h"
 #include "memory/preflight.h"
-#include "sys/lock.h"
+#include "sys/mutex.h"
 #include "sys/os.h"
 
 struct reservation_op {
@@ -44,7 +44,7 @@ struct reservation_view {
 };
 
 struct reservation {
-    struct lock lock;
+    struct mutex lock;
     int refuse;       /* 0, or why nothing is done any more: -ESHUTDOWN, closed; -ENOTCONN, dropped at a fork */
     uint32_t turn;    /* moves when an operation ends; waiters sleep on it */
     uint32_t waiters; /* atomic */

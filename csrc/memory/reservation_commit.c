@@ -14,8 +14,8 @@
 int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end) {
     char *at = at_page(r, first);
     uint64_t bytes = bytes_of(r, end - first);
-    if (!r->lazy && !backing_is_mapped_anew(&r->backing, r->features)) return os_release(r->features, at, bytes);
-    int rc = r->lazy ? os_close(&r->backing.mapping, at, bytes, bytes_of(r, first))
+    if (!r->lazy && !backing_is_mapped_anew(&r->backing, r->features)) return os_decommit(r->features, at, bytes);
+    int rc = r->lazy ? os_decommit_lazy(&r->backing.mapping, at, bytes, bytes_of(r, first))
                      : os_map_anew(&r->backing.mapping, at, bytes, bytes_of(r, first));
     const char *unused;
     if (rc == 0) (void)reservation_advise(r, at, bytes, &unused);
@@ -199,7 +199,7 @@ static int populate_pages(struct reservation *r, const struct reservation_op *op
         int rc = 0;
         if (r->lazy && which != HAVING) {
             *step = "mprotect";
-            rc = os_open(at_page(r, start), bytes_of(r, from - start));
+            rc = os_make_accessible(at_page(r, start), bytes_of(r, from - start));
         }
         if (rc == 0) {
             *step = "mlock";
@@ -253,9 +253,9 @@ static int explain_commit(struct reservation *r, struct arena_error *e, int rc, 
     struct arena_error unused;
     if (!e) e = &unused;
     reservation_explain(e, rc, op, offset, requested);
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     e->committed = bytes_of(r, r->committed);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (strcmp(op, "mlock") == 0) {
         uint64_t limit, locked;
         os_mlock_limit(&limit, &locked);
@@ -291,9 +291,9 @@ static int explain_commit(struct reservation *r, struct arena_error *e, int rc, 
 /* A commit that peers in other processes, or their lock, did not let begin. */
 static int explain_wait(struct reservation *r, const struct reservation_op *op, int rc, struct arena_error *e) {
     op_explain_lock(r, op, rc, e);
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     if (e) e->committed = bytes_of(r, r->committed);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return rc;
 }
 
@@ -352,29 +352,29 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     uint64_t asked = 0;
     bool again;
 
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     for (;;) {
         if (r->refuse) {
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return reservation_refused(error, r->refuse, offset, bytes);
         }
         again = (write || r->backing.kind->shared) && r->shared_epoch != r->private_epoch;
         bool there = bit_all(map, op.first, op.end);
         struct reservation_op *other = op_in_the_way(r, op.first, op.end, there && !again);
         if (!other && there && !again) {
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return 0;
         }
         if (!other) break;
         int rc = op_wait_for(r, other, tick, arg, &asked);
         if (rc) {
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
         }
     }
     op_begin(r, &op);
     uint32_t epoch = r->shared_epoch;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 
     uint64_t began = os_now_ns();
     struct preparation how = {.r = r, .op = &op, .write = write};
@@ -413,13 +413,13 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     op_unlock_peers(r, &op);
     if (p.promised) preflight_keep_promise(p.promised);
 
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     while (rc == 0 && generation != lockall_generation()) {
         /* They leave out what is in our hands. */
         generation = lockall_generation();
-        lock_drop(&r->lock);
+        mutex_unlock(&r->lock);
         (void)lock_pages(r, op.first, op.end);
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
     }
     if (rc == 0) {
         finish_commit(r, &op, write, again, epoch, newly);
@@ -451,25 +451,25 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     if (!reservation_pages_of(r, offset, bytes, &op.first, &op.end))
         return reservation_explain(error, -EINVAL, "range", offset, bytes);
     uint64_t asked = 0;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     for (;;) {
         if (r->refuse || (!all && r->shared_epoch == r->private_epoch)) {
             int refuse = r->refuse;
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return refuse ? reservation_refused(error, refuse, offset, bytes) : 0;
         }
         struct reservation_op *other = op_in_the_way(r, op.first, op.end, false);
         if (!other) break;
         int rc = op_wait_for(r, other, tick, arg, &asked);
         if (rc) {
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
         }
     }
     op_clip(r, &op);
     op_begin(r, &op);
     uint32_t epoch = r->shared_epoch;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     struct preparation how = {.r = r, .op = &op, .write = true}, reading = {.r = r, .op = &op, .write = false};
     struct populate p = plan(r, &how, threads, tick, arg);
     p.total = bytes_of(r, bit_count(all ? r->present : r->writable, op.first, op.end));
@@ -495,7 +495,7 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     reservation_forget_made(r, &op);
     op_unlock_peers(r, &op);
     if (p.promised) preflight_keep_promise(p.promised);
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     if (rc == 0 && op.first == 0 && op.end >= r->top) r->private_epoch = epoch;
     op_end(r, &op);
     if (rc && strcmp(step, "wait") == 0) return explain_wait(r, &op, rc, error);
@@ -519,10 +519,10 @@ int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_ti
 static bool was_punched(struct reservation *r, uint64_t offset, uint64_t bytes) {
     uint64_t at = offset >> r->page_shift, end = (offset + bytes + bytes_of(r, 1) - 1) >> r->page_shift;
     while (at < end) {
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         uint64_t start = bit_next(r->present, at, end, true);
         at = bit_next(r->present, start, end, false);
-        lock_drop(&r->lock);
+        mutex_unlock(&r->lock);
         uint64_t from = bytes_of(r, start), bytes_there = bytes_of(r, at - start);
         /* Not by a release of our own. */
         if (at > start && backing_has_hole(&r->backing, from, bytes_there) &&
@@ -553,7 +553,7 @@ int reservation_release_begin(struct reservation *r, struct reservation_op *op, 
                               bool whole) {
     *op = (struct reservation_op){
         .first = offset >> r->page_shift, .end = (offset + bytes) >> r->page_shift, .release = true};
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     int rc = r->refuse;
     if (rc == 0) {
         struct reservation_op *other = op_in_the_way(r, op->first, op->end, false);
@@ -566,7 +566,7 @@ int reservation_release_begin(struct reservation *r, struct reservation_op *op, 
         if (!whole) op_clip(r, op);
         op_begin(r, op);
     }
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return rc;
 }
 
@@ -627,12 +627,12 @@ static int release_run(struct reservation *r, const struct reservation_op *op, u
         (void)lock_pages(r, first, end);
         return rc;
     }
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     out->got += rc ? 0 : gets(r, op, first, end);
     uint64_t cleared = bit_fill(r->present, first, end, false);
     (void)bit_fill(r->writable, first, end, false);
     r->committed -= cleared;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     out->pages += cleared;
     return rc;
 }
@@ -664,7 +664,7 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
     }
     if (rc == 0 && op->discard_end) rc = discard(r, op, tick, arg, error);
     op_unlock_peers(r, op);
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     if (released.pages) r->releases++;
     r->release_ns += os_now_ns() - began;
     if (rc && error) error->committed = bytes_of(r, r->committed);
@@ -687,10 +687,10 @@ int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool di
     uint64_t asked = 0;
     int rc;
     while ((rc = reservation_release_begin(r, &op, start, end - start, discard)) == -EAGAIN) {
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         const struct reservation_op *other = op_in_the_way(r, op.first, op.end, false);
         rc = other ? op_wait_for(r, other, tick, arg, &asked) : 0;
-        lock_drop(&r->lock);
+        mutex_unlock(&r->lock);
         if (rc) return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
     }
     if (rc)

@@ -54,7 +54,7 @@ void op_end(struct reservation *r, struct reservation_op *op) {
     op_remove(r, op);
     __atomic_fetch_add(&r->turn, 1, __ATOMIC_RELEASE);
     bool wake = __atomic_load_n(&r->waiters, __ATOMIC_RELAXED) != 0;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (wake) os_wake_all(&r->turn);
 }
 
@@ -73,7 +73,7 @@ int op_wait_for(struct reservation *r, const struct reservation_op *other, arena
     wait_behind(r, other);
     uint32_t turn = __atomic_load_n(&r->turn, __ATOMIC_ACQUIRE);
     __atomic_fetch_add(&r->waiters, 1, __ATOMIC_RELAXED);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (*asked == 0) *asked = os_now_ns();
     os_wait(&r->turn, turn, RESERVATION_WAIT_NS);
     __atomic_fetch_sub(&r->waiters, 1, __ATOMIC_RELAXED);
@@ -83,7 +83,7 @@ int op_wait_for(struct reservation *r, const struct reservation_op *other, arena
         *asked = now;
         rc = tick(arg, 0, 0);
     }
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     wait_behind(r, NULL);
     return rc;
 }
@@ -153,9 +153,9 @@ static bool being_released(const struct reservation *r, uint64_t first, uint64_t
 bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, bool write) {
     uint64_t first, end;
     if (!reservation_pages_of(r, offset, bytes, &first, &end)) return false;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     bool yes = all_committed(r, first, end, write) && !being_released(r, first, end);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return yes;
 }
 
@@ -163,12 +163,12 @@ static int look(struct reservation *r, struct reservation_view *v, uint64_t offs
                 bool passing) {
     *v = (struct reservation_view){.passing = passing, .thread = pthread_self()};
     if (!reservation_pages_of(r, offset, bytes, &v->first, &v->end)) return -EINVAL;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     int rc = r->refuse;
     if (rc == 0 && being_released(r, v->first, v->end)) rc = -EBUSY;
     if (rc == 0 && !all_committed(r, v->first, v->end, write)) rc = -ENODATA;
     if (rc == 0) LIST_PUSH(r->views, v);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return rc;
 }
 
@@ -181,9 +181,9 @@ int reservation_glance(struct reservation *r, struct reservation_view *v, uint64
 }
 
 void reservation_look_away(struct reservation *r, struct reservation_view *v) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     LIST_REMOVE(r->views, v);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 }
 
 bool reservation_looked_at(const struct reservation *r, uint64_t first, uint64_t end) {

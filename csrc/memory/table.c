@@ -23,7 +23,7 @@ int table_populate(struct table *t, size_t offset, size_t bytes) {
     size_t start = offset & ~(OS_PAGE - 1), end = (offset + bytes + OS_PAGE - 1) & ~(OS_PAGE - 1);
     if (end > t->bytes) end = t->bytes;
     if (start >= end) return 0;
-    int rc = t->lazy ? os_open(t->base + start, end - start) : 0;
+    int rc = t->lazy ? os_make_accessible(t->base + start, end - start) : 0;
     if (rc) return rc;
     if (t->features->populate)
         rc = os_populate(t->base + start, end - start, true);
@@ -35,9 +35,9 @@ int table_populate(struct table *t, size_t offset, size_t bytes) {
 
 void table_clear(struct table *t) {
     if (t->lazy)
-        (void)os_close(&os_anonymous, t->base, t->bytes, 0);
+        (void)os_decommit_lazy(&os_anonymous, t->base, t->bytes, 0);
     else
-        (void)os_release(t->features, t->base, t->bytes);
+        (void)os_decommit(t->features, t->base, t->bytes);
 }
 
 void table_unmap(struct table *t) {

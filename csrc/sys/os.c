@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "sys/os_file.h"
+#include "sys/files.h"
 
 /* Values of the kernel's ABI that older libc headers lack. */
 #define ADVICE_POPULATE_READ 22
@@ -238,7 +238,7 @@ static int map_shared_grown(const struct os_mapping *what, void *addr, size_t by
     int rc = what->fd < 0 ? os_memfd("arena", 0, &file.fd) : 0;
     if (rc) return rc;
     if (what->fd < 0)
-        rc = os_truncate(file.fd, bytes);
+        rc = os_file_set_size(file.fd, bytes);
     else if ((rc = os_file_look(file.fd, &found)) == 0 &&
              (found.type == OS_FILE_HUGETLBFS || found.type == OS_FILE_OTHER))
         rc = -EAGAIN;
@@ -348,7 +348,9 @@ int os_unmap(void *addr, size_t bytes) {
     return rc;
 }
 
-int os_open(void *addr, size_t bytes) { return mprotect(addr, bytes, PROT_READ | PROT_WRITE) < 0 ? -errno : 0; }
+int os_make_accessible(void *addr, size_t bytes) {
+    return mprotect(addr, bytes, PROT_READ | PROT_WRITE) < 0 ? -errno : 0;
+}
 
 /* A file's mapping is made elsewhere, where it may be refused without harm, and then moved. */
 static int map_over(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset) {
@@ -361,7 +363,7 @@ static int map_over(const struct os_mapping *what, void *addr, size_t bytes, uin
     return rc == -EINVAL ? map_fixed(what, addr, bytes, offset, PROT_NONE) : rc;
 }
 
-int os_close(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset) {
+int os_decommit_lazy(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset) {
     offset = what->fd < 0 ? 0 : offset;
     int rc = what->fd < 0 ? map_fixed(what, addr, bytes, 0, PROT_NONE) : map_over(what, addr, bytes, offset);
     /* It may have been unmapped before the kernel ran out of memory: then it must not become another's. */
@@ -424,7 +426,7 @@ int os_touch_carefully(void *addr, size_t bytes, size_t page, bool write) {
     return 0;
 }
 
-int os_release(const struct os_features *f, void *addr, size_t bytes) {
+int os_decommit(const struct os_features *f, void *addr, size_t bytes) {
     int rc = advise(addr, bytes, MADV_DONTNEED);
     if (rc != -EINVAL) return rc;
     if (f->dontneed_locked) return advise(addr, bytes, ADVICE_DONTNEED_LOCKED);
@@ -436,7 +438,7 @@ int os_release(const struct os_features *f, void *addr, size_t bytes) {
 }
 
 int os_map_anew(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset) {
-    int rc = os_close(what, addr, bytes, offset);
+    int rc = os_decommit_lazy(what, addr, bytes, offset);
     /* When this is refused the range is given back all the same: a later os_populate answers that it has no access. */
     if (rc == 0) (void)mprotect(addr, bytes, PROT_READ | (what->readonly ? 0 : PROT_WRITE));
     return rc;
@@ -449,7 +451,7 @@ bool os_is_mapped(void *page) {
 
 int os_flush(void *addr, size_t bytes) { return msync(addr, bytes, MS_SYNC) < 0 ? -errno : 0; }
 
-int os_remove(void *addr, size_t bytes) {
+int os_madvise_remove(void *addr, size_t bytes) {
     int rc = advise(addr, bytes, MADV_REMOVE);
     if (rc != -EINVAL || munlock(addr, bytes) < 0) return rc;
     rc = advise(addr, bytes, MADV_REMOVE);
@@ -624,7 +626,7 @@ int os_residency(const struct os_features *f, const void *addr, size_t bytes, st
     return rc;
 }
 
-int os_copy(void *memory, void *buffer, size_t bytes, bool into_memory) {
+int os_vm_copy(void *memory, void *buffer, size_t bytes, bool into_memory) {
     char *at = memory, *local = buffer;
     while (bytes) {
         struct iovec here = {.iov_base = local, .iov_len = bytes}, there = {.iov_base = at, .iov_len = bytes};

@@ -1,4 +1,4 @@
-/* os.h: every system call of the core, one contract each; those on files are in os_file.h. This layer decides nothing.
+/* os.h: every system call of the core, one contract each; those on files are in files.h. This layer decides nothing.
  *
  * Unless said otherwise a function returns 0 or -errno and leaves things as they were when it fails.
  * Addresses and lengths are multiples of the page size the caller works with. */
@@ -50,7 +50,7 @@ struct os_mapping {
 extern const struct os_mapping os_anonymous;
 
 /* Reserves address space without memory or (outside overcommit mode 2) commit charge, at a multiple of align.
- * *lazy on return: pages are PROT_NONE and os_open has to be called before they are populated; chosen, for private
+ * *lazy on return: pages are PROT_NONE and os_make_accessible has to be called before they are populated; chosen, for private
  * writable mappings, in overcommit mode 2 and where RLIMIT_DATA forbids the whole range.
  * -ENOMEM: address space (RLIMIT_AS) or overcommit. -EAGAIN: RLIMIT_MEMLOCK, for pages of the hugetlb pool under
  * mlockall(MCL_FUTURE) and for a file whose pages are always locked. -EACCES, -EPERM, -ENODEV, …: the file does not allow it, as mmap(2). */
@@ -59,10 +59,10 @@ int os_reserve(const struct os_mapping *what, size_t bytes, size_t align, void *
  * private memory is given back, and the address space is too with a later call. The caller has done with it in any case. */
 int os_unmap(void *addr, size_t bytes);
 /* Lazy ranges: may be populated from now on; charged in overcommit mode 2 (-ENOMEM when that is refused). */
-int os_open(void *addr, size_t bytes);
+int os_make_accessible(void *addr, size_t bytes);
 /* Lazy ranges: releases, uncharges and closes. The kernel keeps the charge at a mere mprotect, so it is mapped anew, at
  * its offset in the file; the caller repeats its advice. When it fails the range is still the caller's. */
-int os_close(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset);
+int os_decommit_lazy(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset);
 
 /* MADV_POPULATE_WRITE or _READ. -EFAULT, -ENOMEM, -EHWPOISON, -EINVAL as madvise(2); part may be populated then. */
 int os_populate(void *addr, size_t bytes, bool write);
@@ -76,7 +76,7 @@ int os_touch_carefully(void *addr, size_t bytes, size_t page, bool write);
  * stays locked. Where a part of the range is not mapped at all: -ENOMEM, after the rest was done. -EINVAL, and what comes
  * before it in the range was done: a driver's own pages; without `dontneed_hugetlb` those of the hugetlb pool, for which
  * there is os_map_anew. */
-int os_release(const struct os_features *f, void *addr, size_t bytes);
+int os_decommit(const struct os_features *f, void *addr, size_t bytes);
 /* The same by mapping the range once more, at its offset in the file: the caller repeats its advice. */
 int os_map_anew(const struct os_mapping *what, void *addr, size_t bytes, uint64_t offset);
 /* Is there anything mapped at this page? */
@@ -85,7 +85,7 @@ bool os_is_mapped(void *page);
  * there. -EINTR: some file systems. */
 int os_flush(void *addr, size_t bytes);
 /* MADV_REMOVE: frees shared memory that has no descriptor, for everybody. Locked memory stays locked. */
-int os_remove(void *addr, size_t bytes);
+int os_madvise_remove(void *addr, size_t bytes);
 
 /* mlock2(MLOCK_ONFAULT): what is present is locked, and what will be. -ENOMEM: RLIMIT_MEMLOCK, or vm.max_map_count.
  * -EPERM: RLIMIT_MEMLOCK is 0. The kernel locks whole ranges of address space, populated or not, and counts them so. */
@@ -124,7 +124,7 @@ int os_residency(const struct os_features *f, const void *addr, size_t bytes, st
 int os_mapped_by_others(const void *addr, size_t bytes, uint64_t *count);
 
 /* Copies between memory of this process by process_vm_readv or _writev. -EFAULT: not (or no longer) there; -EPERM. */
-int os_copy(void *memory, void *buffer, size_t bytes, bool into_memory);
+int os_vm_copy(void *memory, void *buffer, size_t bytes, bool into_memory);
 
 /* Reads a small file. The length, NUL-terminated, at most size - 1; or -errno. */
 int os_read(const char *path, char *buf, size_t size);

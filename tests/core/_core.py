@@ -74,8 +74,8 @@ void wait_for_peers(reservation *r, uint64_t ns) { r->peer_wait_ns = ns; }
 
 /* A lock whose holder does not exist. */
 void take_from_nobody(void) {
-    struct lock l = {.word = 0x3ffffffe};
-    lock_take(&l);
+    struct mutex l = {.word = 0x3ffffffe};
+    mutex_lock(&l);
 }
 
 int index_check(arena *a) { return freelist_check(&a->index); }

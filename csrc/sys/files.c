@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "sys/os_file.h"
+#include "sys/files.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -195,7 +195,7 @@ static bool too_long(uint64_t end) {
            (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && end > limit.rlim_cur);
 }
 
-int os_truncate(int fd, uint64_t bytes) {
+int os_file_set_size(int fd, uint64_t bytes) {
     if (too_long(bytes)) return -EFBIG;
     while (ftruncate(fd, (off_t)bytes) < 0) {
         if (errno != EINTR) return -errno;
@@ -318,7 +318,7 @@ static int set_lock(int fd, short type, uint64_t offset, uint64_t bytes) {
     return fcntl(fd, F_OFD_SETLK, &range) < 0 ? -errno : 0;
 }
 
-int os_lock(int fd, uint64_t offset, uint64_t bytes) {
+int os_file_lock(int fd, uint64_t offset, uint64_t bytes) {
     int rc = set_lock(fd, F_WRLCK, offset, bytes);
     switch (rc) {
         case -EINTR: return -EAGAIN;
@@ -334,7 +334,7 @@ int os_lock(int fd, uint64_t offset, uint64_t bytes) {
     return who.l_pid == -1 ? -EBUSY : -ENOLCK;
 }
 
-int os_unlock(int fd, uint64_t offset, uint64_t bytes) {
+int os_file_unlock(int fd, uint64_t offset, uint64_t bytes) {
     int rc = -EINTR;
     for (int tries = 0; rc && tries < 8; tries++) rc = set_lock(fd, F_UNLCK, offset, bytes);
     return rc;
@@ -358,7 +358,7 @@ static bool lock_line(void *arg, char *line) {
     return !s->found;
 }
 
-int os_lock_holder(int fd, uint64_t offset, uint64_t bytes) {
+int os_file_lock_holder(int fd, uint64_t offset, uint64_t bytes) {
     struct stat st;
     int holder = 0;
     DIR *processes = fstat(fd, &st) < 0 ? NULL : opendir("/proc");

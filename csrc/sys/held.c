@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "sys/os_held.h"
+#include "sys/held.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "sys/os_probe.h"
+#include "sys/probe.h"
 
 #include <errno.h>
 #include <linux/perf_event.h>
@@ -9,8 +9,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "sys/files.h"
 #include "sys/os.h"
-#include "sys/os_file.h"
 
 /* Values of the kernel's ABI that older headers lack. */
 #define ADVICE_GUARD_INSTALL 102

@@ -1,11 +1,11 @@
-/* os_held.h: system calls on small files of /proc and /sys that are held open and read again and again: so they can be
+/* held.h: system calls on small files of /proc and /sys that are held open and read again and again: so they can be
  * read when no more descriptors are to be had, and cost a tenth of opening them.
  *
  * A program may close descriptors that it knows nothing of (closefrom, a daemon's start), and their numbers then become
  * other files. So before each use the descriptor is compared with the file that was opened, and one that is not ours any
  * more is left alone and opened anew. */
-#ifndef ARENA_OS_HELD_H
-#define ARENA_OS_HELD_H
+#ifndef ARENA_HELD_H
+#define ARENA_HELD_H
 
 #include <stdbool.h>
 #include <stddef.h>
