@@ -7,7 +7,7 @@ cdef extern from "arena.h" nogil:
         pass
     ctypedef struct reservation_handle "reservation":
         pass
-    ctypedef int (*arena_tick)(void *arg, uint64_t done, uint64_t total) noexcept
+    ctypedef int (*arena_progress)(void *arg, uint64_t done, uint64_t total) noexcept
     cdef struct arena_error:
         int err
         const char *op
@@ -44,8 +44,8 @@ cdef int block_free(Arena a, uint64_t handle) noexcept nogil
 
 # For arena's own modules, and different in the next version: the core's count of the forks that made this process, and
 # csrc/memory/mirror.h, where `out` and `m` are a struct mirror.
-cdef const uint32_t *forks_counter() noexcept nogil
+cdef const uint32_t *fork_generation_at() noexcept nogil
 cdef int ring_memory(
-    uint64_t nbytes, bint lock, const char *name, arena_tick tick, void *arg, void *out, arena_error *e
+    uint64_t nbytes, bint lock, const char *name, arena_progress progress, void *arg, void *out, arena_error *e
 ) noexcept nogil
 cdef void ring_memory_destroy(void *m) noexcept nogil

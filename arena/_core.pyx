@@ -102,7 +102,7 @@ cdef object as_reserve_exception(int rc, arena_error *e, reservation_config *con
 # Signals and progress while the GIL is released.
 
 @cython.final
-cdef class Ticker:
+cdef class ProgressCall:
     """What happens between the steps of a commit: signals in the main thread, the progress callback, or nothing at
     all."""
 
@@ -115,12 +115,12 @@ cdef class Ticker:
         self.progress = progress
         self.signals = _threading.get_ident() == _threading.main_thread().ident
 
-    cdef arena_tick function(self) noexcept:
+    cdef arena_progress function(self) noexcept:
         # Another thread is not given signals by Python, and is spared the wait for the GIL.
         if self.signals:
-            return tick_with_gil
+            return progress_with_gil
         if self.progress is not None:
-            return tick
+            return progress_without_gil
         return NULL
 
     cdef raise_caught(self):
@@ -130,13 +130,13 @@ cdef class Ticker:
             raise caught
 
 
-cdef int tick(void *arg, uint64_t done, uint64_t total) noexcept nogil:
+cdef int progress_without_gil(void *arg, uint64_t done, uint64_t total) noexcept nogil:
     # Whoever asks a finalizing interpreter for the GIL is ended on the spot, with helpers still at work on its stack.
-    return -EINTR if arena_finalizing() else tick_with_gil(arg, done, total)
+    return -EINTR if arena_finalizing() else progress_with_gil(arg, done, total)
 
 
-cdef int tick_with_gil(void *arg, uint64_t done, uint64_t total) noexcept with gil:
-    cdef Ticker t = <Ticker>arg
+cdef int progress_with_gil(void *arg, uint64_t done, uint64_t total) noexcept with gil:
+    cdef ProgressCall t = <ProgressCall>arg
     try:
         PyErr_CheckSignals()
         if t.progress is not None and total:
@@ -352,7 +352,7 @@ cdef class RangeView:
     """Exports a part of a reservation; the reservation is not released under it."""
 
     cdef Reservation owner
-    cdef reservation_view look
+    cdef reservation_pin_t pin
     cdef char *ptr
     cdef Py_ssize_t size
     cdef bint readonly
@@ -379,7 +379,7 @@ cdef class RangeView:
     def __dealloc__(self):
         # A view of it holds a reference to this object, so its life is the export's.
         if self.owner is not None:
-            reservation_look_away(self.owner.c, &self.look)
+            reservation_unpin(self.owner.c, &self.pin)
 
 
 @cython.final
@@ -494,14 +494,14 @@ cdef class Reservation:
         cdef uint64_t start, length, newly = 0
         cdef bint write = for_writing(populate)
         cdef unsigned count = thread_count(threads)
-        cdef Ticker ticker = Ticker(progress)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(progress)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         with nogil:
-            rc = reservation_commit(self.c, start, length, write, count, function, <void *>ticker, &newly, &e)
-        ticker.raise_caught()
+            rc = reservation_commit(self.c, start, length, write, count, function, <void *>call, &newly, &e)
+        call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
         return newly
@@ -517,14 +517,14 @@ cdef class Reservation:
         """
         cdef uint64_t start, length, freed = 0
         cdef bint punch = bool(discard)
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(None)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         with nogil:
-            rc = reservation_release(self.c, start, length, punch, &freed, function, <void *>ticker, &e)
-        ticker.raise_caught()
+            rc = reservation_release(self.c, start, length, punch, &freed, function, <void *>call, &e)
+        call.raise_caught()
         if rc == -EBUSY:
             raise BufferError("a view of this range is exported: drop it first")
         if rc:
@@ -546,7 +546,7 @@ cdef class Reservation:
         if self._readonly and not readonly:
             raise ValueError("the reservation is read-only: view(readonly=True)")
         v = RangeView.__new__(RangeView)
-        rc = reservation_look(self.c, &v.look, start, length, not readonly)
+        rc = reservation_pin(self.c, &v.pin, start, length, not readonly)
         if rc == -EBUSY:
             raise BufferError("this range is being released")
         if rc == -ENODATA:
@@ -569,14 +569,14 @@ cdef class Reservation:
         A diagnosis, not a guarantee: the next moment may be different. read_into() is safe at any time.
         """
         cdef uint64_t start, length
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(None)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         with nogil:
-            rc = reservation_verify(self.c, start, length, function, <void *>ticker, &e)
-        ticker.raise_caught()
+            rc = reservation_verify(self.c, start, length, function, <void *>call, &e)
+        call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
 
@@ -873,13 +873,13 @@ cdef class Arena:
         """
         cdef uint64_t n = positive(nbytes, "nbytes")
         cdef unsigned count = thread_count(threads)
-        cdef Ticker ticker = Ticker(progress)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(progress)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         with nogil:
-            rc = arena_warm(self.c, n, count, function, <void *>ticker, &e)
-        ticker.raise_caught()
+            rc = arena_warm(self.c, n, count, function, <void *>call, &e)
+        call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
 
@@ -901,14 +901,14 @@ cdef class Arena:
         cdef int rc
         if arena_is_closed(self.c):
             raise ValueError("the arena is closed")
-        cdef uint32_t forks = forks_count
+        cdef uint32_t forks = fork_generation
         if not users_hold(&self.users, forks):
             raise BufferError("a view of a block is exported: drop it before reset()")
         try:
             with nogil:
                 rc = arena_reset_pinned(self.c)
         finally:
-            users_let_go(&self.users, forks, forks_count)
+            users_let_go(&self.users, forks, fork_generation)
         if rc:
             raise BufferError(
                 "a block is being committed by another thread (or further up the stack), or arrays that NumPy "
@@ -1075,7 +1075,7 @@ cdef class Block:
         """Free the memory now. BufferError while it is exported, ValueError if it was freed before."""
         cdef c_bool due = False
         cdef arena_handle *c = self._arena.c
-        if not users_close(&self.users, forks_count):
+        if not users_close(&self.users, fork_generation):
             if users_closed(&self.users):
                 raise ValueError("the block was freed before")
             raise BufferError("a view of the block is exported (or it is being resized): drop it before free()")
@@ -1090,24 +1090,24 @@ cdef class Block:
         it is exported; else as Arena.alloc(). New bytes may be what an earlier block left.
         """
         cdef uint64_t n = positive(nbytes, "nbytes")
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(None)
+        cdef arena_progress function = call.function()
         cdef arena_block b
         cdef arena_error e
         cdef int rc
-        cdef uint32_t forks = forks_count
+        cdef uint32_t forks = fork_generation
         if not users_hold(&self.users, forks):
             if users_closed(&self.users):
                 raise ValueError("the block was freed before")
             raise BufferError("a view of the block is exported: drop it before resize()")
         try:
             with nogil:
-                rc = arena_resize(self._arena.c, self.handle, n, function, <void *>ticker, &b, &e)
+                rc = arena_resize(self._arena.c, self.handle, n, function, <void *>call, &b, &e)
             if rc == 0:
                 self.size = n
         finally:
-            users_let_go(&self.users, forks, forks_count)
-        ticker.raise_caught()
+            users_let_go(&self.users, forks, fork_generation)
+        call.raise_caught()
         if rc == -ENOSPC and (<bytes>e.op) == b"resize":
             raise _errors.full_error(
                 {"offset": self.offset, "requested": n, "committed": self._arena.stats().committed, "available": None},
@@ -1203,8 +1203,8 @@ cdef class Block:
 cdef inline bint pin(Block self) noexcept:
     """An export. Refused: the block was freed or is being resized, or its arena is being reset."""
     # The arena's word first: while it is pinned no reset can begin, so the epoch stands still.
-    if users_pin(&self._arena.users, forks_count):
-        if users_pin(&self.users, forks_count):
+    if users_pin(&self._arena.users, fork_generation):
+        if users_pin(&self.users, fork_generation):
             if self.epoch == arena_load64(self._arena.epoch_at):
                 return True
             users_unpin(&self.users)
@@ -1221,7 +1221,7 @@ cdef inline void unpin(Block self) noexcept:
 
 cdef clear(Block block, uint64_t nbytes):
     cdef Arena self = block._arena
-    cdef uint32_t forks = forks_count
+    cdef uint32_t forks = fork_generation
     # While we are inside there is no reset, after which this would be another's memory.
     if not users_enter(&self.users, forks):
         raise BufferError("the arena is being reset")
@@ -1231,7 +1231,7 @@ cdef clear(Block block, uint64_t nbytes):
                 arena_zero(block.ptr, nbytes)
         else:
             arena_zero(block.ptr, nbytes)
-    users_leave(&self.users, forks, forks_count)
+    users_leave(&self.users, forks, fork_generation)
 
 
 # The object is there before its memory, for there may be no memory for the object.
@@ -1266,8 +1266,8 @@ cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bin
 
 
 cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
-    cdef Ticker ticker = Ticker(None)
-    cdef arena_tick function = ticker.function()
+    cdef ProgressCall call = ProgressCall(None)
+    cdef arena_progress function = call.function()
     cdef arena_block b
     cdef arena_error e
     cdef uint64_t epoch = arena_load64(self.epoch_at)
@@ -1280,10 +1280,10 @@ cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bi
         e.committed, e.available = stats.committed, stats.largest_free
         raise as_exception(-ENOSPC, &e, True)
     with nogil:
-        rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>ticker, &b, &e)
+        rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>call, &b, &e)
     if rc == 0:
         fill_in(block, self, &b, nbytes, epoch)
-    ticker.raise_caught()
+    call.raise_caught()
     if rc:
         raise as_exception(rc, &e, grow)
     if zero and b.dirty:
@@ -1549,7 +1549,7 @@ cdef int raise_later(void *caught) except -1 with gil:
     raise error
 
 
-cdef int heap_tick(void *arg, uint64_t done, uint64_t total) noexcept nogil:
+cdef int heap_progress(void *arg, uint64_t done, uint64_t total) noexcept nogil:
     return 0 if not arena_in_first_thread() else -EINTR if arena_finalizing() else heap_tick_with_gil()
 
 
@@ -1610,7 +1610,7 @@ def numpy_handler(Arena arena not None, bint overflow):
     h.face.ctx = &h.memory
     h.face.malloc, h.face.calloc, h.face.realloc, h.face.free = heap_malloc, heap_calloc, heap_realloc, heap_free
     h.memory.arena, h.memory.overflow = arena.c, overflow
-    h.memory.leave, h.memory.come_back, h.memory.tick = arena_leave_gil, arena_come_back, heap_tick
+    h.memory.leave, h.memory.come_back, h.memory.progress = arena_leave_gil, arena_come_back, heap_progress
     h.memory.closed, h.memory.arg = heap_closed, h
     try:
         capsule = PyCapsule_New(h, CAPSULE, forget)
@@ -1751,16 +1751,16 @@ def get_include():
 
 
 def lock_all(bint current, bint future, bint on_fault, bint afresh):
-    """For arena.realtime: csrc/memory/lockall.h. ``afresh``: what was locked is unlocked first; all of it is one step to
+    """For arena.realtime: csrc/memory/mlockall.h. ``afresh``: what was locked is unlocked first; all of it is one step to
     signal handlers."""
     cdef arena_error e
     cdef int rc = 0
     memset(&e, 0, sizeof(e))
     with nogil:
         if afresh:
-            rc = unlockall()
+            rc = munlockall_sparse()
         if rc == 0 and (current or future):
-            rc = lockall(current, future, on_fault, &e)
+            rc = mlockall_sparse(current, future, on_fault, &e)
     if rc:
         raise _errors.lock_error(-rc, e.requested, e.committed, None if e.available == UINT64_MAX else e.available)
 
@@ -1776,14 +1776,14 @@ def _probe():
 
 # For _realtime.pyx, which links none of the core.
 
-cdef const uint32_t *forks_counter() noexcept nogil:
-    return &forks_count
+cdef const uint32_t *fork_generation_at() noexcept nogil:
+    return &fork_generation
 
 
 cdef int ring_memory(
-    uint64_t nbytes, bint lock, const char *name, arena_tick tick, void *arg, void *out, arena_error *e
+    uint64_t nbytes, bint lock, const char *name, arena_progress progress, void *arg, void *out, arena_error *e
 ) noexcept nogil:
-    return mirror_create(nbytes, lock, name, tick, arg, <mirror *>out, e)
+    return mirror_create(nbytes, lock, name, progress, arg, <mirror *>out, e)
 
 
 cdef void ring_memory_destroy(void *m) noexcept nogil:

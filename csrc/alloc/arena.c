@@ -38,7 +38,7 @@ static void fork_child(void *self) {
         a->reservation.refuse = -ESHUTDOWN;
         if (a->reservation.base) reservation_after_fork_child(&a->reservation);
         if (a->destroyed) {
-            forks_forget(&a->watch);
+            registry_remove(&a->entry);
             arena_index_free(a);
             free(a);
         }
@@ -69,7 +69,7 @@ static void fork_child(void *self) {
     }
 }
 
-static size_t arena_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
+static size_t arena_ranges(void *self, struct registry_range out[REGISTRY_RANGES]) {
     struct arena *a = self;
     size_t n = reservation_ranges(&a->reservation, out);
     return n + arena_index_ranges(a, out + n);
@@ -77,7 +77,7 @@ static size_t arena_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
 
 static int arena_lock_present(void *self, bool own) {
     struct arena *a = self;
-    struct fork_range part[FORKS_RANGES];
+    struct registry_range part[REGISTRY_RANGES];
     int rc = reservation_lock(&a->reservation, own);
     for (size_t i = own ? 0 : arena_index_ranges(a, part); rc == 0 && i-- > 0;)
         rc = os_mlock_present(a->reservation.features, part[i].base, part[i].bytes);
@@ -128,10 +128,10 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     a->now_ns = c.now_ns ? c.now_ns : default_now;
     a->now_arg = c.now_arg;
     a->read_only_populate = c.read_only_populate;
-    forks_hold();
+    registry_lock();
     int rc = reservation_init(&a->reservation, rc_of, false, error);
     if (rc) {
-        forks_let_go();
+        registry_unlock();
         free(a);
         return rc;
     }
@@ -148,15 +148,15 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     if (rc) {
         arena_index_free(a);
         reservation_undo(&a->reservation, rc_of->path);
-        forks_let_go();
+        registry_unlock();
         free(a);
         return rc;
     }
     a->base = a->reservation.base;
-    a->watch = (struct fork_watch){fork_before,        fork_parent, fork_child, arena_ranges,
-                                   arena_lock_present, a,           NULL,       NULL};
-    forks_watch(&a->watch);
-    forks_let_go();
+    a->entry = (struct registry_entry){fork_before,        fork_parent, fork_child, arena_ranges,
+                                       arena_lock_present, a,           NULL,       NULL};
+    registry_add(&a->entry);
+    registry_unlock();
     *out = a;
     return 0;
 }
@@ -188,10 +188,10 @@ int arena_destroy(arena *a) {
     a->refuse = -ESHUTDOWN;
     mutex_unlock(&a->lock);
     if (mapped) (void)reservation_close(&a->reservation);
-    forks_hold();
-    forks_forget(&a->watch);
+    registry_lock();
+    registry_remove(&a->entry);
     arena_index_free(a);
-    forks_let_go();
+    registry_unlock();
     free(a);
     return 0;
 }
@@ -272,8 +272,8 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
     uint64_t lacking = bytes_of(granules - freelist_committed_in(&a->index, granules_of(start), granules));
     pending_begin(a, &pending);
     mutex_unlock(&a->lock);
-    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->tick,
-                                how->arg, &newly, error);
+    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads,
+                                how->progress, how->arg, &newly, error);
     mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &pending);
     *was = newly == end - start ? ABSENT : newly == lacking ? AS_KNOWN : STALE;
@@ -332,10 +332,10 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
     }
 }
 
-int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_tick tick, void *arg,
+int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_progress progress, void *arg,
                 struct arena_block *out, struct arena_error *error) {
     struct freelist_block b;
-    struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
+    struct commit_control how = {.threads = 0, .progress = progress, .arg = arg};
     uint64_t dirty;
     if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW | ARENA_HEAP))
         return arena_explain(error, -EINVAL, "flags", flags, UINT64_MAX);
@@ -352,11 +352,11 @@ int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_
     return 0;
 }
 
-int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, void *arg, struct arena_block *out,
+int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progress, void *arg, struct arena_block *out,
                  struct arena_error *error) {
     struct freelist *f = &a->index;
     struct freelist_block b, old;
-    struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
+    struct commit_control how = {.threads = 0, .progress = progress, .arg = arg};
     for (;;) {
         mutex_lock(&a->lock);
         int rc = freelist_get(f, handle, &old);
@@ -389,9 +389,10 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
 
 /* --- warm --------------------------------------------------------------------------------------------------------------- */
 
-int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error) {
+int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progress, void *arg,
+               struct arena_error *error) {
     struct freelist_block b;
-    struct commit_control how = {.threads = threads, .tick = tick, .arg = arg};
+    struct commit_control how = {.threads = threads, .progress = progress, .arg = arg};
     struct arena_pending here = {0}; /* keeps close() out */
     uint64_t unused, size = bytes_of(a->index.layout.granules);
     mutex_lock(&a->lock);
@@ -400,7 +401,7 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void
     if (rc == 0) pending_begin(a, &here);
     mutex_unlock(&a->lock);
     if (rc) return arena_explain(error, rc, "warm", bytes, UINT64_MAX);
-    rc = reservation_repopulate(&a->reservation, 0, size, threads, tick, arg, error);
+    rc = reservation_repopulate(&a->reservation, 0, size, threads, progress, arg, error);
     mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &here);
     arena_unlock(a);

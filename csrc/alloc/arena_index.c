@@ -11,7 +11,7 @@
 #define LEAVES_AT_ONCE 256u
 #define NODES_A_TICK (1u << 18)   /* 8 MiB: 2 ms */
 #define UNIT ((uint64_t)64 << 20) /* the index is populated for so much memory at a time */
-#define TICK_NS 10000000u
+#define PROGRESS_NS 10000000u
 
 static int touch_units(struct arena *a, uint64_t first, uint64_t last, const struct commit_control *how) {
     const struct freelist_layout *layout = &a->index.layout;
@@ -25,8 +25,8 @@ static int touch_units(struct arena *a, uint64_t first, uint64_t last, const str
         int rc = table_populate(&a->map, part[0].offset, part[0].bytes);
         if (rc == 0) rc = table_populate(&a->side, part[1].offset, part[1].bytes);
         if (rc == 0) rc = table_populate(&a->chunks, part[2].offset, part[2].bytes);
-        if (rc == 0 && how->tick && os_now_ns() - asked > TICK_NS) {
-            rc = how->tick(how->arg, 0, 0);
+        if (rc == 0 && how->progress && os_now_ns() - asked > PROGRESS_NS) {
+            rc = how->progress(how->arg, 0, 0);
             asked = os_now_ns();
         }
         if (rc) return rc;
@@ -143,11 +143,11 @@ void arena_index_free(struct arena *a) {
     a->touched = NULL;
 }
 
-size_t arena_index_ranges(struct arena *a, struct fork_range *out) {
+size_t arena_index_ranges(struct arena *a, struct registry_range *out) {
     const struct table *all[] = {&a->nodes, &a->leaves, &a->map, &a->side, &a->chunks};
     size_t n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if (all[i]->base) out[n++] = (struct fork_range){all[i]->base, all[i]->bytes};
+        if (all[i]->base) out[n++] = (struct registry_range){all[i]->base, all[i]->bytes};
     return n;
 }
 
@@ -159,7 +159,7 @@ int arena_index_warm(struct arena *a, uint64_t blocks, const struct commit_contr
         mutex_unlock(&a->lock);
         if (at_hand >= blocks || all) return 0;
         int rc = grow_index(a, blocks - at_hand < NODES_A_TICK ? blocks : at_hand + NODES_A_TICK, 1);
-        if (rc == 0 && how->tick) rc = how->tick(how->arg, 0, 0);
+        if (rc == 0 && how->progress) rc = how->progress(how->arg, 0, 0);
         if (rc) return rc;
     }
 }

@@ -47,13 +47,13 @@ struct arena {
     unsigned unit_shift;
     char *base;
     struct reservation reservation;
-    struct fork_watch watch;
+    struct registry_entry entry;
 };
 
 /* How a commit goes, and whom it asks whether to go on. */
 struct commit_control {
     unsigned threads;
-    arena_tick tick;
+    arena_progress progress;
     void *arg;
 };
 
@@ -89,8 +89,8 @@ int arena_index_extend(struct arena *a, int lacks, const struct freelist_block *
 /* Nodes for so many blocks more, and a leaf. */
 int arena_index_warm(struct arena *a, uint64_t blocks, const struct commit_control *how);
 void arena_index_free(struct arena *a);
-/* Its mappings, for forks.h. */
-size_t arena_index_ranges(struct arena *a, struct fork_range *out);
+/* Its mappings, for registry.h. */
+size_t arena_index_ranges(struct arena *a, struct registry_range *out);
 
 /* Where the arena's epoch is, which moves at each reset. */
 uint64_t *arena_epoch(arena *a);

@@ -52,7 +52,7 @@ static void *alloc(struct heap *h, size_t bytes, bool zero) {
     struct arena_error why = {0};
     void *held = leave(h);
     int rc = arena_alloc(h->arena, bytes, FREELIST_GRANULE, ARENA_HEAP | (zero ? ARENA_ZERO : 0u),
-                         held ? h->tick : NULL, h->arg, &b, &why);
+                         held ? h->progress : NULL, h->arg, &b, &why);
     come_back(h, held);
     if (rc == 0) return b.address;
     void *got = elsewhere(h, rc, &why, bytes, zero);
@@ -120,7 +120,7 @@ void *heap_realloc(void *heap, void *old, size_t bytes) {
     }
     uint64_t size = bytes_of(granules_of(bytes));
     void *held = size > b.bytes ? leave(h) : NULL;
-    int rc = arena_resize(h->arena, b.handle, bytes, held ? h->tick : NULL, h->arg, &now, &why);
+    int rc = arena_resize(h->arena, b.handle, bytes, held ? h->progress : NULL, h->arg, &now, &why);
     come_back(h, held);
     if (rc == 0 && is_still(h, old, b.handle, size)) return old;
     if (rc == 0 || rc == -ECANCELED || rc == -EINVAL) return refuse(h, -ECANCELED, &why, bytes);

@@ -14,11 +14,11 @@ struct heap {
      * any case, for NumPy allocates by a context's default, and not because somebody chose this arena now. */
     bool overflow;
     /* A lock of the caller's (Python's GIL) is let go of around what may take long, where the thread holds it: leave says so
-     * with what come_back needs, or NULL. tick is asked where it was held, see arena_alloc. closed is called where it is held
-     * again, after memory came from malloc because the arena is closed. All may be NULL. */
+     * with what come_back needs, or NULL. progress is asked where it was held, see arena_alloc. closed is called where
+     * it is held again, after memory came from malloc because the arena is closed. All may be NULL. */
     void *(*leave)(void);
     void (*come_back)(void *held);
-    arena_tick tick;
+    arena_progress progress;
     void (*closed)(void *arg);
     void *arg;
 };

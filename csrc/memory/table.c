@@ -2,7 +2,7 @@
 
 #include <errno.h>
 
-#include "memory/lockall.h"
+#include "memory/mlockall.h"
 #include "sys/os.h"
 
 int table_reserve(struct table *t, size_t bytes, const struct os_features *features) {
@@ -30,7 +30,7 @@ int table_populate(struct table *t, size_t offset, size_t bytes) {
     else
         os_touch(t->base + start, end - start, OS_PAGE, true);
     /* Afterwards: whoever locks all memory at this moment either finds it present, or was before us. */
-    return rc == 0 && lockall_commits() ? os_mlock(t->base + start, end - start) : rc;
+    return rc == 0 && mlockall_in_force() ? os_mlock(t->base + start, end - start) : rc;
 }
 
 void table_clear(struct table *t) {

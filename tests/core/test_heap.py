@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from core import _core
 from core._build import must, refused
-from core._core import EVER, KIB, LONG, MIB, NULL, STOP, Arena, ffi, library, stop, ticking
+from core._core import EVER, KIB, LONG, MIB, NULL, STOP, Arena, ffi, library, progress_of, stop
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow  # the same on every CPython
 class Heap:
     """A heap of an arena, whose caller's lock is held or not."""
 
-    def __init__(self, *, held: bool = True, overflow: bool = False, tick: Any = NULL, **config: Any) -> None:
-        self.lib, self.arena, self.held, self.tick = library(), Arena(**config), held, tick
+    def __init__(self, *, held: bool = True, overflow: bool = False, progress: Any = NULL, **config: Any) -> None:
+        self.lib, self.arena, self.held, self.progress = library(), Arena(**config), held, progress
         self.said: list[str] = []
         self.leave = ffi.callback("void *(void)", self._leave)
         self.come_back = ffi.callback("void(void *)", lambda token: self.said.append("come back"))
         given = {"arena": self.arena.c, "overflow": overflow, "leave": self.leave, "come_back": self.come_back}
-        self.c = ffi.new("struct heap *", {**given, "tick": tick})
+        self.c = ffi.new("struct heap *", {**given, "progress": progress})
 
     def _leave(self) -> Any:
         if not self.held:
@@ -100,8 +100,8 @@ def test_the_callers_lock_is_let_go_of_for_what_takes_long_and_nothing_else(make
 
 
 def test_nobodys_lock(make: Callable[..., Heap]) -> None:
-    h = make(held=False, retain=0, tick=ticking(stop))
-    at = h.realloc(h.malloc(LONG // 64), LONG // 32)  # its tick would have stopped it
+    h = make(held=False, retain=0, progress=progress_of(stop))
+    at = h.realloc(h.malloc(LONG // 64), LONG // 32)  # its progress call would have stopped it
     assert at != NULL
     h.free(at)
     assert h.said == [] and h.why()[0] == 0
@@ -113,12 +113,12 @@ def test_nobodys_lock(make: Callable[..., Heap]) -> None:
 
 @pytest.mark.parametrize("overflow", [False, True])
 def test_a_tick_that_stops_it(make: Callable[..., Heap], overflow: bool) -> None:
-    h = make(overflow=overflow, tick=ticking(stop), size=2 * LONG)
+    h = make(overflow=overflow, progress=progress_of(stop), size=2 * LONG)
     before = h.arena.figures()
     assert h.malloc(LONG) == NULL or overflow
     assert h.why()[0] == -STOP
     assert h.arena.figures() == before
-    h.tick = h.c.tick = ticking(lambda: -errno.EINTR)
+    h.progress = h.c.progress = progress_of(lambda: -errno.EINTR)
     assert h.malloc(LONG) == NULL and ffi.errno == errno.ENOMEM  # who was stopped gets nothing from elsewhere
     assert h.why()[0] == -errno.EINTR
     small = h.malloc(64)
@@ -192,7 +192,7 @@ def test_a_closed_arena_goes_with_its_last_block_and_its_addresses_are_mallocs(m
     h = make(overflow=True)
     a = h.malloc(100)
     page = ffi.cast("void *", h.arena.base)
-    must(h.lib.arena_close(h.arena.c))
+    must(h.lib.arena_close(h.arena.c, False))
     out = h.malloc(100)  # closed: from malloc
     assert h.why() == (-errno.ESHUTDOWN, "alloc") and not 0 <= h.offset(out) < h.arena.size
     ffi.memmove(a, b"still there", 11)
