@@ -74,7 +74,7 @@ void wait_for_peers(reservation *r, uint64_t ns) { r->peer_wait_ns = ns; }
 
 /* A lock whose holder does not exist. */
 void take_from_nobody(void) {
-    struct lock l = {0x3ffffffe};
+    struct lock l = {.word = 0x3ffffffe};
     lock_take(&l);
 }
 
@@ -105,7 +105,7 @@ int os_residency(const struct os_features *f, const void *addr, size_t bytes, st
 @functools.cache
 def library() -> Any:
     structs = struct("sys/os.h", "os_features") + struct("sys/os.h", "os_residency")
-    declared = declarations("include/arena.h") + declarations("alloc/heap.h") + structs + EXTRA_DECLARED
+    declared = declarations("include/arena.h") + declarations("alloc/malloc_adapter.h") + structs + EXTRA_DECLARED
     with tempfile.TemporaryDirectory() as folder:
         return build(ffi, Path(folder, "core.so"), sorted(CSRC.glob("*/*.c")), EXTRA, declared)
 
@@ -286,19 +286,19 @@ class Arena:
         must(self.lib.arena_alloc(self.c, n, align, flags, tick, NULL, self.block, self.error))
         return self.answer()
 
-    def attempt(self, n: int, align: int = 64) -> Block:
-        must(self.lib.arena_try(self.c, n, align, self.block))
+    def alloc_committed(self, n: int, align: int = 64) -> Block:
+        must(self.lib.arena_alloc_committed(self.c, n, align, self.block))
         return self.answer()
 
     def free(self, handle: int) -> None:
         must(self.lib.arena_free(self.c, handle))
 
-    def give(self, handle: int) -> bool:
-        must(self.lib.arena_give(self.c, handle, self.due))
+    def free_deferred(self, handle: int) -> bool:
+        must(self.lib.arena_free_deferred(self.c, handle, self.due))
         return bool(self.due[0])
 
-    def collect(self) -> None:
-        must(self.lib.arena_collect(self.c))
+    def purge(self) -> None:
+        must(self.lib.arena_purge(self.c))
 
     def resize(self, handle: int, n: int, *, tick: Any = NULL) -> Block:
         must(self.lib.arena_resize(self.c, handle, n, tick, NULL, self.block, self.error))

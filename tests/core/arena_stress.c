@@ -1,4 +1,4 @@
-/* Many threads on one arena, then on one reservation, through arena.h and heap.h alone. Built and run by tests/core/sanitize.
+/* Many threads on one arena, then on one reservation, through arena.h and malloc_adapter.h alone. Built and run by tests/core/sanitize.
  *
  * Each round has a new arena of another kind. What a thread wrote into its blocks it finds there again, what it is told is
  * zero is zero, and at the end of a round nothing is left over. Commits are refused by their tick now and then, while others
@@ -16,8 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "alloc/malloc_adapter.h"
 #include "arena.h"
-#include "alloc/heap.h"
 
 #define WORKERS 8u
 #define HELD 1500u /* times the workers: several times what the index has room for at first */
@@ -57,10 +57,10 @@ struct worker {
     arena *arena;
     reservation *reservation;
     uint64_t state, end_ns, live;
-    struct heap heap;
+    struct malloc_adapter adapter;
     struct arena_block held[HELD];
     uint64_t mark[HELD];
-    bool in_heap[HELD]; /* to be freed by its address */
+    bool by_address[HELD]; /* to be freed by its address */
     uint32_t count;
     bool refused, nested; /* its tick has refused; it is inside one */
     uint64_t allocs, refusals, forks;
@@ -155,9 +155,9 @@ static uint64_t some_size(struct worker *w) {
     return 1 + draw(w, most[draw(w, w->id % 2 ? 4 : 8)]);
 }
 
-static void keep(struct worker *w, const struct arena_block *b, bool in_heap) {
+static void keep(struct worker *w, const struct arena_block *b, bool by_address) {
     w->held[w->count] = *b;
-    w->in_heap[w->count] = in_heap;
+    w->by_address[w->count] = by_address;
     w->mark[w->count] = draw(w, UINT64_MAX);
     fill(b->address, b->bytes, w->mark[w->count++]);
     w->live += b->bytes;
@@ -223,7 +223,7 @@ static void alloc_one(struct worker *w) {
     if (draw(w, 1000) == 0) n = 16 * MIB + draw(w, 32 * MIB);
     if (w->count == HELD || w->live + n > LIVE_MOST + (n > 4 * MIB ? n : 0)) return;
     if (draw(w, 2)) {
-        rc = arena_try(w->arena, n, align, &b);
+        rc = arena_alloc_committed(w->arena, n, align, &b);
         flags = 0;
         MUST_BE(rc, rc == 0 || rc == -ENOSPC || rc == -EAGAIN);
     } else {
@@ -238,9 +238,9 @@ static void alloc_one(struct worker *w) {
 static void *leave(void) { return &workers; }
 static void come_back(void *held) { MUST(held == &workers); }
 
-/* What a heap said: NULL is what the tick refused, or a full arena. Where it refused to let a block grow there may have been
+/* What an adapter said: NULL is what the tick refused, or a full arena. Where it refused to let a block grow there may have been
  * another place for it. */
-static bool heap_answered(struct worker *w, const void *at) {
+static bool adapter_answered(struct worker *w, const void *at) {
     MUST_BE(errno, at || errno == ENOMEM);
     w->refusals += w->refused;
     w->refused = false;
@@ -252,8 +252,8 @@ static void malloc_one(struct worker *w) {
     bool zero = draw(w, 2) != 0;
     struct arena_block b;
     if (w->count == HELD || w->live + n > LIVE_MOST) return;
-    void *at = zero ? heap_calloc(&w->heap, 1, n) : heap_malloc(&w->heap, n);
-    if (!heap_answered(w, at)) return;
+    void *at = zero ? adapter_calloc(&w->adapter, 1, n) : adapter_malloc(&w->adapter, n);
+    if (!adapter_answered(w, at)) return;
     MUST(arena_find(w->arena, at, &b) == 0);
     if (zero) b.dirty = 0;
     check_new(w, &b, n, 64, zero);
@@ -265,7 +265,7 @@ static void forget(struct worker *w, uint32_t i) {
     w->count--;
     w->held[i] = w->held[w->count];
     w->mark[i] = w->mark[w->count];
-    w->in_heap[i] = w->in_heap[w->count];
+    w->by_address[i] = w->by_address[w->count];
 }
 
 static void check_held(const struct worker *w, uint32_t i) {
@@ -274,17 +274,17 @@ static void check_held(const struct worker *w, uint32_t i) {
 
 static void free_one(struct worker *w, uint32_t i) {
     uint64_t handle = w->held[i].handle;
-    void *at = w->in_heap[i] ? w->held[i].address : NULL;
+    void *at = w->by_address[i] ? w->held[i].address : NULL;
     check_held(w, i);
     forget(w, i);
     if (at) {
-        heap_free(&workers[draw(w, WORKERS)].heap, at, 12345);
+        adapter_free(&workers[draw(w, WORKERS)].adapter, at, 12345);
     } else if (draw(w, 2)) {
         MUST(arena_free(w->arena, handle) == 0);
     } else {
         bool due;
-        MUST(arena_give(w->arena, handle, &due) == 0);
-        if (due) MUST(arena_collect(w->arena) == 0);
+        MUST(arena_free_deferred(w->arena, handle, &due) == 0);
+        if (due) MUST(arena_purge(w->arena) == 0);
     }
     if (draw(w, 8) == 0) MUST(arena_free(w->arena, handle) == -EINVAL);
 }
@@ -300,8 +300,8 @@ static void find_one(const struct worker *w, uint32_t i) {
 
 static void realloc_one(struct worker *w, uint32_t i, uint64_t n) {
     struct arena_block *had = &w->held[i], b;
-    void *at = heap_realloc(&w->heap, had->address, n);
-    if (!heap_answered(w, at)) {
+    void *at = adapter_realloc(&w->adapter, had->address, n);
+    if (!adapter_answered(w, at)) {
         find_one(w, i);
         return;
     }
@@ -318,7 +318,7 @@ static void resize_one(struct worker *w, uint32_t i) {
     struct arena_error error, *e = draw(w, 2) ? &error : NULL;
     uint64_t n = 1 + draw(w, draw(w, 2) ? had->bytes : 2 * had->bytes);
     if (n > 4 * MIB) return;
-    if (w->in_heap[i]) {
+    if (w->by_address[i]) {
         realloc_one(w, i, n);
         return;
     }
@@ -336,7 +336,7 @@ static void resize_one(struct worker *w, uint32_t i) {
     fill(b.address, b.bytes, w->mark[i]);
 }
 
-/* A set of handles; no heap, which might be locked in the child of a fork. */
+/* A set of handles; no adapter, which might be locked in the child of a fork. */
 static uint64_t *slot_of(uint64_t *set, uint64_t handle) {
     uint64_t i = handle * 0x9e3779b97f4a7c15 >> 52;
     while (set[i] && set[i] != handle) i = (i + 1) % SLOTS;
@@ -451,7 +451,7 @@ static void use_inherited(struct worker *w) {
 
 static void use_dropped(struct worker *w) {
     struct arena_block b;
-    MUST(arena_try(w->arena, 64, 64, &b) == -ENOTCONN);
+    MUST(arena_alloc_committed(w->arena, 64, 64, &b) == -ENOTCONN);
     MUST(arena_alloc(w->arena, 64, 64, 0, tick, w, &b, NULL) == -ENOTCONN);
     MUST(arena_warm(w->arena, 64, 0, tick, w, NULL) == -ENOTCONN);
     for (uint32_t i = 0; i < w->count; i++) {
@@ -496,7 +496,8 @@ static void run_workers(void *(*run)(void *), const struct setting *s, arena *a,
         w->setting = s;
         w->arena = a;
         w->reservation = r;
-        w->heap = (struct heap){.arena = a, .leave = leave, .come_back = come_back, .tick = tick, .arg = w};
+        w->adapter = (struct malloc_adapter){
+            .arena = a, .leave = leave, .come_back = come_back, .tick = tick, .arg = w};
         w->end_ns = end;
         MUST(w->count == 0 && w->live == 0);
     }
@@ -527,7 +528,7 @@ static void check_empty(arena *a, const struct setting *s) {
         MUST_BE(b[i].dirty, (i || b[i].dirty == 0) && is_zero(b[i].address, b[i].bytes));
     }
     MUST(arena_close(a, false) == 0 && arena_close(a, false) == 0);
-    MUST(arena_try(a, 64, 64, &none) == -ESHUTDOWN);
+    MUST(arena_alloc_committed(a, 64, 64, &none) == -ESHUTDOWN);
     MUST(arena_alloc(a, 64, 64, 0, NULL, NULL, &none, NULL) == -ESHUTDOWN);
     for (int i = 0; i < 3; i++) MUST(arena_free(a, b[i].handle) == 0);
     arena_get(a, &t);
