@@ -862,7 +862,7 @@ cdef class Arena:
         cdef arena_error e
         cdef int rc
         with nogil:
-            rc = heap_why(self.c, &e)
+            rc = adapter_why(self.c, &e)
         return as_exception(rc, &e) if rc else None
 
     def warm(self, nbytes, *, threads=None, progress=None):
@@ -1049,11 +1049,11 @@ cdef class Block:
             return
         if self.lent:
             unpin(self)
-        if users_closed(&self.users) or arena_give(self._arena.c, self.handle, &due) != 0:
+        if users_closed(&self.users) or arena_free_deferred(self._arena.c, self.handle, &due) != 0:
             due = arena_unpin(self._arena.c)  # freed before, by free() or reset(): the mapping stayed for this object
         if due:
             with nogil:
-                arena_collect(self._arena.c)
+                arena_purge(self._arena.c)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         cdef reservation_stats stats
@@ -1079,11 +1079,11 @@ cdef class Block:
             if users_closed(&self.users):
                 raise ValueError("the block was freed before")
             raise BufferError("a view of the block is exported (or it is being resized): drop it before free()")
-        if arena_give_pinned(c, self.handle, &due) != 0:
+        if arena_free_deferred_pinned(c, self.handle, &due) != 0:
             raise ValueError("the block was freed before (its arena was reset)")
         if due:
             with nogil:
-                arena_collect(c)
+                arena_purge(c)
 
     def resize(self, nbytes):
         """Make it larger or smaller where it is. ArenaFullError if what lies behind it is not free, BufferError while
@@ -1257,7 +1257,7 @@ cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bin
     # Before the block: a reset between the two frees it, and the epoch of afterwards would say that it lives.
     cdef uint64_t epoch = arena_load64(self.epoch_at)
     cdef Block block = Block.__new__(Block)
-    if arena_try(self.c, nbytes, align, &b):
+    if arena_alloc_committed(self.c, nbytes, align, &b):
         return slow_alloc(self, nbytes, align, zero, grow)
     fill_in(block, self, &b, nbytes, epoch)
     if zero and b.dirty:
@@ -1466,7 +1466,7 @@ cdef Block copy_of(Block block):
 
 # --- NumPy's own allocations ------------------------------------------------------------------------------------------
 
-# A PyDataMem_Handler whose functions are those of csrc/alloc/heap.c. What of NumPy's
+# A PyDataMem_Handler whose functions are those of csrc/alloc/malloc_adapter.c. What of NumPy's
 # C interface this needs is declared here, so that one build works with every NumPy from 1.22 on, and without any.
 
 cdef extern from *:
@@ -1515,7 +1515,7 @@ cdef struct data_handler:
 
 cdef struct handler:
     data_handler face  # first: NumPy's capsules hold its address
-    heap memory
+    malloc_adapter memory
     bint warned  # that the arena is closed
     PyObject *owner  # the Arena: it lives as long as the capsule, which every array that was allocated by it holds
 
@@ -1549,11 +1549,11 @@ cdef int raise_later(void *caught) except -1 with gil:
     raise error
 
 
-cdef int heap_progress(void *arg, uint64_t done, uint64_t total) noexcept nogil:
-    return 0 if not arena_in_first_thread() else -EINTR if arena_finalizing() else heap_tick_with_gil()
+cdef int adapter_progress(void *arg, uint64_t done, uint64_t total) noexcept nogil:
+    return 0 if not arena_in_first_thread() else -EINTR if arena_finalizing() else adapter_progress_with_gil()
 
 
-cdef int heap_tick_with_gil() noexcept with gil:
+cdef int adapter_progress_with_gil() noexcept with gil:
     if PyErr_Occurred() != NULL:
         return 0
     try:
@@ -1567,11 +1567,11 @@ cdef int heap_tick_with_gil() noexcept with gil:
     return 0
 
 
-cdef void heap_closed(void *arg) noexcept nogil:
-    heap_closed_with_gil(<handler *>arg)
+cdef void adapter_closed(void *arg) noexcept nogil:
+    adapter_closed_with_gil(<handler *>arg)
 
 
-cdef void heap_closed_with_gil(handler *h) noexcept with gil:
+cdef void adapter_closed_with_gil(handler *h) noexcept with gil:
     if h.warned or PyErr_Occurred() != NULL:
         return
     h.warned = True
@@ -1608,10 +1608,10 @@ def numpy_handler(Arena arena not None, bint overflow):
     strcpy(h.face.name, "arena")
     h.face.version = 1
     h.face.ctx = &h.memory
-    h.face.malloc, h.face.calloc, h.face.realloc, h.face.free = heap_malloc, heap_calloc, heap_realloc, heap_free
+    h.face.malloc, h.face.calloc, h.face.realloc, h.face.free = adapter_malloc, adapter_calloc, adapter_realloc, adapter_free
     h.memory.arena, h.memory.overflow = arena.c, overflow
-    h.memory.leave, h.memory.come_back, h.memory.progress = arena_leave_gil, arena_come_back, heap_progress
-    h.memory.closed, h.memory.arg = heap_closed, h
+    h.memory.leave, h.memory.come_back, h.memory.progress = arena_leave_gil, arena_come_back, adapter_progress
+    h.memory.closed, h.memory.arg = adapter_closed, h
     try:
         capsule = PyCapsule_New(h, CAPSULE, forget)
     except BaseException:
@@ -1640,7 +1640,7 @@ def arena_of_numpy_handler(capsule):
     if capsule is None or not PyCapsule_IsValid(<PyObject *>capsule, CAPSULE):
         return None
     face = <data_handler *>PyCapsule_GetPointer(<PyObject *>capsule, CAPSULE)
-    return <object>(<handler *>face).owner if face.malloc == heap_malloc else None
+    return <object>(<handler *>face).owner if face.malloc == adapter_malloc else None
 
 
 def arena_at(uintptr_t address):
@@ -1799,8 +1799,8 @@ cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out)
     return arena_alloc(a.c, nbytes, align, 0, NULL, NULL, out, NULL) if a is not None else -EINVAL
 
 
-cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
-    return arena_try(a.c, nbytes, align, out) if a is not None else -EINVAL
+cdef int block_alloc_committed(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
+    return arena_alloc_committed(a.c, nbytes, align, out) if a is not None else -EINVAL
 
 
 cdef int block_free(Arena a, uint64_t handle) noexcept nogil:
@@ -1821,7 +1821,7 @@ cdef arena_api api
 api.version = 1
 api.of = <of_function><void *>checked
 api.alloc = arena_alloc
-api.attempt = arena_try
+api.alloc_committed = arena_alloc_committed
 api.free = arena_free
 api.resize = arena_resize
 api.find = arena_find

@@ -50,7 +50,7 @@ static void fork_child(void *self) {
     if (a->reservation.dropped && !a->refuse) a->refuse = -ENOTCONN;
     if (a->reservation.fork == OS_FORK_SHARE) {
         /* The memory is the parent's too, but this index is not: two of them would give the same range out twice. */
-        a->borrowed = true;
+        a->owned_by_parent = true;
         if (!a->refuse) a->refuse = -EXDEV;
     }
     for (struct arena_pending *p = a->pending, *next; p; p = next) {
@@ -90,7 +90,7 @@ static uint64_t default_now(void *arg) {
 }
 
 /* How much of the reservation there is a file for, in whole chunks. */
-static uint64_t usable(const struct reservation *r, uint64_t chunk) {
+static uint64_t usable_bytes(const struct reservation *r, uint64_t chunk) {
     const struct backing *b = &r->backing;
     struct os_file file;
     uint64_t bytes = b->bytes;
@@ -138,7 +138,7 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     page = a->reservation.backing.page; /* a hugetlbfs file has the pages it has */
     if (!c.chunk && chunk < page) chunk = page;
     a->chunk_shift = (unsigned)__builtin_ctzll(chunk);
-    size = usable(&a->reservation, chunk);
+    size = usable_bytes(&a->reservation, chunk);
     if (chunk < page)
         rc = arena_explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
     else if (size == 0)
@@ -154,7 +154,7 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     }
     a->base = a->reservation.base;
     a->entry = (struct registry_entry){fork_before,        fork_parent, fork_child, arena_ranges,
-                                       arena_lock_present, a,           NULL,       NULL};
+                                   arena_lock_present, a,           NULL,       NULL};
     registry_add(&a->entry);
     registry_unlock();
     *out = a;
@@ -168,10 +168,10 @@ int arena_close(arena *a, bool strict) {
     if (rc == 0 && strict && a->index.blocks) rc = -ENOTEMPTY;
     if (rc == 0) {
         __atomic_store_n(&a->refuse, -ESHUTDOWN, __ATOMIC_RELAXED);
-        a->retain = a->floor = a->decay_ns = 0; /* nobody will want again what is free */
+        a->retain = a->warmed = a->decay_ns = 0; /* nobody will want again what is free */
     }
     mutex_unlock(&a->lock);
-    if (rc == 0) (void)arena_collect(a);
+    if (rc == 0) (void)arena_purge(a);
     return rc;
 }
 
@@ -201,32 +201,33 @@ int arena_destroy(arena *a) {
 static void note_use(struct arena *a, const struct freelist_block *b) {
     struct freelist *f = &a->index;
     if (f->live > a->peak_live) a->peak_live = f->live;
-    if (f->free_committed < a->low) a->low = f->free_committed;
+    if (f->free_committed < a->low_water) a->low_water = f->free_committed;
     uint64_t end = b->offset + b->size;
-    if (end > a->virgin) a->virgin = end;
+    if (end > a->never_used_from) a->never_used_from = end;
 }
 
-/* How much of a block, from its start, may hold old bytes, given what was virgin before it. */
-static uint64_t dirty_part(const struct arena *a, uint64_t virgin, const struct freelist_block *b) {
-    uint64_t n = virgin > b->offset ? virgin - b->offset : 0;
+/* How much of a block, from its start, may hold old bytes, given where never used memory began before it. */
+static uint64_t dirty_part(const struct arena *a, uint64_t never_used_from, const struct freelist_block *b) {
+    uint64_t n = never_used_from > b->offset ? never_used_from - b->offset : 0;
     /* Asked last, for memory that is used again is the common case. */
     return bytes_of(n < b->size && reservation_fresh_is_zero(&a->reservation) ? n : b->size);
 }
 
-/* The block was never handed out: what was virgin of it still is. */
+/* The block was never handed out: what was never used of it still is. */
 static void undo_use(struct arena *a, uint64_t offset, uint64_t size, uint64_t dirty) {
-    if (a->virgin == offset + size) a->virgin = offset + granules_of(dirty);
+    if (a->never_used_from == offset + size) a->never_used_from = offset + granules_of(dirty);
 }
 
 /* In granules; 0, which the index refuses, for what is no power of two. */
-static uint64_t step_of(uint64_t align) {
+static uint64_t align_granules(uint64_t align) {
     if (align & (align - 1)) return 0;
     return align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
 }
 
-static inline int try(struct arena *a, uint64_t bytes, uint64_t align, bool heap, struct arena_block *out) {
+static inline int alloc_committed(struct arena *a, uint64_t bytes, uint64_t align, bool adapter,
+                                  struct arena_block *out) {
     struct freelist_block b;
-    uint64_t want = granules_of(bytes), step = step_of(align);
+    uint64_t want = granules_of(bytes), step = align_granules(align);
     mutex_lock(&a->lock);
     int rc = a->refuse;
     if (rc == 0) rc = freelist_alloc(&a->index, want, step, FREELIST_COMMITTED_ONLY, &b);
@@ -234,21 +235,21 @@ static inline int try(struct arena *a, uint64_t bytes, uint64_t align, bool heap
         mutex_unlock(&a->lock);
         return rc;
     }
-    uint64_t virgin = a->virgin;
+    uint64_t never_used_from = a->never_used_from;
     note_use(a, &b);
-    a->heap_blocks += heap;
+    a->adapter_blocks += adapter;
     mutex_unlock(&a->lock);
     describe(a, &b, out);
-    out->dirty = dirty_part(a, virgin, &b);
+    out->dirty = dirty_part(a, never_used_from, &b);
     return 0;
 }
 
-int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
-    return try(a, bytes, align, false, out);
+int arena_alloc_committed(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
+    return alloc_committed(a, bytes, align, false, out);
 }
 
-int arena_try_heap(arena *a, uint64_t bytes, struct arena_block *out) {
-    return try(a, bytes, FREELIST_GRANULE, true, out);
+int arena_alloc_committed_adapter(arena *a, uint64_t bytes, struct arena_block *out) {
+    return alloc_committed(a, bytes, FREELIST_GRANULE, true, out);
 }
 
 static void pending_begin(struct arena *a, struct arena_pending *p) {
@@ -272,8 +273,8 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
     uint64_t lacking = bytes_of(granules - freelist_committed_in(&a->index, granules_of(start), granules));
     pending_begin(a, &pending);
     mutex_unlock(&a->lock);
-    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads,
-                                how->progress, how->arg, &newly, error);
+    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->progress,
+                                how->arg, &newly, error);
     mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &pending);
     *was = newly == end - start ? ABSENT : newly == lacking ? AS_KNOWN : STALE;
@@ -288,11 +289,11 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
 static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigned flags,
                         const struct commit_control *how, struct freelist_block *b, uint64_t *dirty,
                         struct arena_error *error) {
-    uint64_t want = granules_of(bytes), step = step_of(align);
+    uint64_t want = granules_of(bytes), step = align_granules(align);
     struct freelist *f = &a->index;
     for (;;) {
         mutex_lock(&a->lock);
-        uint64_t virgin = a->virgin;
+        uint64_t never_used_from = a->never_used_from;
         int rc = a->refuse;
         if (rc == 0)
             rc = flags & HOLD ? freelist_hold(f, want, b)
@@ -300,7 +301,7 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
         if (rc == 0) {
             if (b->size == 0) return 0;
             if (!(flags & HOLD)) note_use(a, b);
-            *dirty = dirty_part(a, virgin, b);
+            *dirty = dirty_part(a, never_used_from, b);
             if (b->committed) return 0;
             uint64_t offset = b->offset, size = b->size, before = *dirty;
             enum was was;
@@ -337,11 +338,11 @@ int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_
     struct freelist_block b;
     struct commit_control how = {.threads = 0, .progress = progress, .arg = arg};
     uint64_t dirty;
-    if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW | ARENA_HEAP))
+    if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW | ARENA_ADAPTER))
         return arena_explain(error, -EINVAL, "flags", flags, UINT64_MAX);
     int rc = alloc_locked(a, bytes, align, flags, &how, &b, &dirty, error);
     if (rc) return rc;
-    a->heap_blocks += (flags & ARENA_HEAP) != 0;
+    a->adapter_blocks += (flags & ARENA_ADAPTER) != 0;
     mutex_unlock(&a->lock);
     describe(a, &b, out);
     out->dirty = dirty;
@@ -362,14 +363,14 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progr
         int rc = freelist_get(f, handle, &old);
         /* In a fork's child the memory behind the block is the parent's to give out, or there is none. */
         if (rc == 0 && granules_of(bytes) > old.size)
-            rc = a->borrowed ? -EXDEV : a->reservation.dropped ? -ENOTCONN : 0;
+            rc = a->owned_by_parent ? -EXDEV : a->reservation.dropped ? -ENOTCONN : 0;
         if (rc == 0) rc = freelist_resize(f, handle, granules_of(bytes), 0, &b);
         if (rc == 0) {
-            uint64_t virgin = a->virgin;
+            uint64_t never_used_from = a->never_used_from;
             enum was was = AS_KNOWN;
             note_use(a, &b);
             if (!b.committed && (rc = commit_block(a, &b, old.size, &how, &was, error)) != 0) {
-                undo_use(a, b.offset, b.size, dirty_part(a, virgin, &b));
+                undo_use(a, b.offset, b.size, dirty_part(a, never_used_from, &b));
                 if (freelist_get(f, handle, &b) == 0 && b.size == granules_of(bytes))
                     (void)freelist_resize(f, handle, old.size, 0, &b);
             } else if (freelist_get(f, handle, &b) != 0 || b.size != granules_of(bytes)) { /* by another, meanwhile */
@@ -377,7 +378,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progr
             }
             arena_unlock(a);
             describe(a, &b, out);
-            if (was != STALE) out->dirty = dirty_part(a, virgin, &b);
+            if (was != STALE) out->dirty = dirty_part(a, never_used_from, &b);
             return rc;
         }
         mutex_unlock(&a->lock);
@@ -389,15 +390,14 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progr
 
 /* --- warm --------------------------------------------------------------------------------------------------------------- */
 
-int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progress, void *arg,
-               struct arena_error *error) {
+int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progress, void *arg, struct arena_error *error) {
     struct freelist_block b;
     struct commit_control how = {.threads = threads, .progress = progress, .arg = arg};
     struct arena_pending here = {0}; /* keeps close() out */
     uint64_t unused, size = bytes_of(a->index.layout.granules);
     mutex_lock(&a->lock);
     int rc = a->refuse;
-    uint64_t before = bytes_of(a->index.free_committed), floor = a->floor;
+    uint64_t before = bytes_of(a->index.free_committed), warmed = a->warmed;
     if (rc == 0) pending_begin(a, &here);
     mutex_unlock(&a->lock);
     if (rc) return arena_explain(error, rc, "warm", bytes, UINT64_MAX);
@@ -408,12 +408,12 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progre
     if (rc == 0) rc = alloc_locked(a, bytes, FREELIST_GRANULE, HOLD, &how, &b, &unused, error);
     if (rc) return rc;
     if (b.size) (void)freelist_free(&a->index, b.handle);
-    if (bytes > a->floor) a->floor = bytes;
+    if (bytes > a->warmed) a->warmed = bytes;
     mutex_unlock(&a->lock);
     rc = arena_index_warm(a, bytes / OS_PAGE + 4, &how);
     if (rc == 0) return 0;
     mutex_lock(&a->lock);
-    if (a->floor == bytes) a->floor = floor;
+    if (a->warmed == bytes) a->warmed = warmed;
     mutex_unlock(&a->lock);
     (void)arena_release_free(a, before, &unused, NULL);
     return arena_explain(error, rc, "populating the index", bytes, UINT64_MAX);

@@ -50,7 +50,7 @@ static int touch_index(struct arena *a, const struct freelist_block *b, const st
     mutex_lock(&a->lock);
     uint64_t units = ((a->index.layout.granules >> a->index.layout.chunk_shift) >> a->unit_shift) + 2;
     uint64_t end = (last >> a->unit_shift) + 1;
-    (void)bit_fill(a->touched, first >> a->unit_shift, end < units ? end : units, true);
+    (void)bit_fill(a->index_ready, first >> a->unit_shift, end < units ? end : units, true);
     mutex_unlock(&a->lock);
     return 0;
 }
@@ -111,8 +111,8 @@ int arena_index_create(struct arena *a, uint64_t size, struct arena_error *error
     if (rc) return arena_explain(error, rc, "index", size, UINT64_MAX);
     a->unit_shift = (uint64_t)1 << a->chunk_shift < UNIT ? (unsigned)__builtin_ctzll(UNIT) - a->chunk_shift : 0;
     uint64_t units = ((size >> a->chunk_shift) >> a->unit_shift) + 2;
-    a->touched = calloc((size_t)(units / 64 + 1), sizeof *a->touched);
-    rc = a->touched ? reserve_tables(a, layout) : -ENOMEM;
+    a->index_ready = calloc((size_t)(units / 64 + 1), sizeof *a->index_ready);
+    rc = a->index_ready ? reserve_tables(a, layout) : -ENOMEM;
     if (rc) return arena_explain(error, rc, "mmap of the index", size, UINT64_MAX);
     uint32_t nodes = NODES_FIRST < layout->max_nodes ? NODES_FIRST : layout->max_nodes;
     uint32_t leaves = LEAVES_FIRST < layout->max_leaves ? LEAVES_FIRST : layout->max_leaves;
@@ -127,9 +127,9 @@ int arena_index_create(struct arena *a, uint64_t size, struct arena_error *error
     /* Arenas number their blocks far from each other, so that each knows the others' handles for foreign. */
     uint32_t serial = (uint32_t)(os_now_ns() ^ (uintptr_t)a) * 2654435769u;
     freelist_init(&a->index, &plan, &tables, nodes, leaves, serial);
-    a->index.touched = a->touched;
-    a->index.touched_shift = a->unit_shift;
-    (void)bit_fill(a->touched, 0, (1u >> a->unit_shift) + 1, true);
+    a->index.index_ready = a->index_ready;
+    a->index.index_ready_shift = a->unit_shift;
+    (void)bit_fill(a->index_ready, 0, (1u >> a->unit_shift) + 1, true);
     return 0;
 }
 
@@ -139,8 +139,8 @@ void arena_index_free(struct arena *a) {
     table_unmap(&a->map);
     table_unmap(&a->side);
     table_unmap(&a->chunks);
-    free(a->touched);
-    a->touched = NULL;
+    free(a->index_ready);
+    a->index_ready = NULL;
 }
 
 size_t arena_index_ranges(struct arena *a, struct registry_range *out) {

@@ -33,7 +33,7 @@ struct arena_api {
     arena *(*of)(void *py_arena);
     int (*alloc)(arena *, uint64_t bytes, uint64_t align, unsigned flags, arena_progress, void *arg,
                  struct arena_block *, struct arena_error *);
-    int (*attempt)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
+    int (*alloc_committed)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
     int (*free)(arena *, uint64_t handle);
     int (*resize)(arena *, uint64_t handle, uint64_t bytes, arena_progress, void *arg, struct arena_block *,
                   struct arena_error *);
