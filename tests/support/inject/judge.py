@@ -145,7 +145,10 @@ def _kind(permissions: str, name: str) -> str:
 
 
 def _says_limits(path: str) -> bool:
-    return re.match(r"/proc/(\d+/cgroup|meminfo)$|/sys/fs/cgroup/|/sys/devices/system/node/", path) is not None
+    return (
+        re.match(r"/proc/(\d+/cgroup|meminfo)$|/sys/fs/cgroup/|/sys/devices/system/node/|/memfd:instead", path)
+        is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class Belongings:
         kept, kept_bytes = scenario.keeps or ("", 0)
         opened = sorted(to for fd, to in self.descriptors.items() if fd not in before.descriptors)
         # The files that say the limits stay open for the life of the process, each of them once.
+        # (library.py puts a memfd in the place of one of them whose text is to be another.)
         for path in {kept, *(to for to in opened if _says_limits(to) and to not in before.descriptors.values())}:
             if path in opened:
                 opened.remove(path)
