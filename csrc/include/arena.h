@@ -54,8 +54,8 @@ struct reservation_config {
     enum arena_pages pages;
     uint64_t page_bytes; /* THP: 0 is 2 MiB. AUTO: the most; 0 is 2 MiB */
     enum arena_backing backing;
-    const char
-        *path; /* ARENA_BACKING_PATH: a directory (an unnamed file in it), a file, or none yet (made, and kept) */
+    /* ARENA_BACKING_PATH: a directory (an unnamed file in it), a file, or none yet (made, and kept). */
+    const char *path;
     int fd; /* ARENA_BACKING_FD: anything that mmap takes; duplicated */
     bool shared, readonly;
     bool bind; /* to NUMA node `node` */
@@ -127,8 +127,8 @@ int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t byt
 
 struct arena_config {
     struct reservation_config reservation;
-    uint64_t
-        chunk; /* unit of commit and release: a power of two from 4 KiB to 1 GiB; 0: 2 MiB, less for a small arena */
+    /* The unit of commit and release: a power of two from 4 KiB to 1 GiB; 0: 2 MiB, less for a small arena. */
+    uint64_t chunk;
     bool read_only_populate; /* commit for reading: the zero page until written */
     uint64_t retain; /* free committed bytes to keep; UINT64_MAX: all, until arena_trim */
     uint64_t decay_ns; /* what was free beyond `retain` for so long is released at the next free; 0: at once */
