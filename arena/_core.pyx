@@ -2250,7 +2250,8 @@ def numpy_handler(Arena arena not None, bint overflow):
     strcpy(h.face.name, "arena")
     h.face.version = 1
     h.face.ctx = &h.memory
-    h.face.malloc, h.face.calloc, h.face.realloc, h.face.free = adapter_malloc, adapter_calloc, adapter_realloc, adapter_free
+    h.face.malloc, h.face.calloc = adapter_malloc, adapter_calloc
+    h.face.realloc, h.face.free = adapter_realloc, adapter_free
     h.memory.arena, h.memory.overflow = arena.c, overflow
     h.memory.leave, h.memory.come_back, h.memory.progress = arena_leave_gil, arena_come_back, adapter_progress
     h.memory.closed, h.memory.arg = adapter_closed, h

@@ -154,7 +154,7 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     }
     a->base = a->reservation.base;
     a->entry = (struct registry_entry){fork_before,        fork_parent, fork_child, arena_ranges,
-                                   arena_lock_present, a,           NULL,       NULL};
+                                       arena_lock_present, a,           NULL,       NULL};
     registry_add(&a->entry);
     registry_unlock();
     *out = a;
@@ -273,8 +273,8 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
     uint64_t lacking = bytes_of(granules - freelist_committed_in(&a->index, granules_of(start), granules));
     pending_begin(a, &pending);
     mutex_unlock(&a->lock);
-    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->progress,
-                                how->arg, &newly, error);
+    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads,
+                                how->progress, how->arg, &newly, error);
     mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &pending);
     *was = newly == end - start ? ABSENT : newly == lacking ? AS_KNOWN : STALE;
@@ -390,7 +390,8 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progr
 
 /* --- warm --------------------------------------------------------------------------------------------------------------- */
 
-int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progress, void *arg, struct arena_error *error) {
+int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progress, void *arg,
+               struct arena_error *error) {
     struct freelist_block b;
     struct commit_control how = {.threads = threads, .progress = progress, .arg = arg};
     struct arena_pending here = {0}; /* keeps close() out */

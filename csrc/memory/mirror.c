@@ -8,8 +8,8 @@
 #include "memory/populate.h"
 #include "memory/preflight.h"
 #include "memory/registry.h"
-#include "sys/os.h"
 #include "sys/files.h"
+#include "sys/os.h"
 
 #define BYTES_MAX ((uint64_t)64 << 40)
 #define UNMAP_STEP ((uint64_t)64 << 20) /* 4 ms of small pages */

@@ -498,7 +498,8 @@ static void run_workers(void *(*run)(void *), const struct setting *s, arena *a,
         w->setting = s;
         w->arena = a;
         w->reservation = r;
-        w->heap = (struct malloc_adapter){.arena = a, .leave = leave, .come_back = come_back, .progress = progress, .arg = w};
+        w->heap = (struct malloc_adapter){
+            .arena = a, .leave = leave, .come_back = come_back, .progress = progress, .arg = w};
         w->end_ns = end;
         MUST(w->count == 0 && w->live == 0);
     }

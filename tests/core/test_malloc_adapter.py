@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from core import _core
 from core._build import must, refused
-from core._core import EVER, KIB, LONG, MIB, NULL, STOP, Arena, ffi, library, stop, ticking
+from core._core import EVER, KIB, LONG, MIB, NULL, STOP, Arena, ffi, library, progress_of, stop
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
@@ -100,7 +100,7 @@ def test_the_callers_lock_is_let_go_of_for_what_takes_long_and_nothing_else(make
 
 
 def test_nobodys_lock(make: Callable[..., Adapter]) -> None:
-    h = make(held=False, retain=0, progress=ticking(stop))
+    h = make(held=False, retain=0, progress=progress_of(stop))
     at = h.realloc(h.malloc(LONG // 64), LONG // 32)  # its progress would have stopped it
     assert at != NULL
     h.free(at)
@@ -113,12 +113,12 @@ def test_nobodys_lock(make: Callable[..., Adapter]) -> None:
 
 @pytest.mark.parametrize("overflow", [False, True])
 def test_a_tick_that_stops_it(make: Callable[..., Adapter], overflow: bool) -> None:
-    h = make(overflow=overflow, progress=ticking(stop), size=2 * LONG)
+    h = make(overflow=overflow, progress=progress_of(stop), size=2 * LONG)
     before = h.arena.figures()
     assert h.malloc(LONG) == NULL or overflow
     assert h.why()[0] == -STOP
     assert h.arena.figures() == before
-    h.progress = h.c.progress = ticking(lambda: -errno.EINTR)
+    h.progress = h.c.progress = progress_of(lambda: -errno.EINTR)
     assert h.malloc(LONG) == NULL and ffi.errno == errno.ENOMEM  # who was stopped gets nothing from elsewhere
     assert h.why()[0] == -errno.EINTR
     small = h.malloc(64)
