@@ -280,11 +280,14 @@ How: _TypeAlias = _Literal[
 
 @_dataclass(frozen=True)
 class Mend:
+    """The line that mends a finding of the doctor's, and where it goes."""
+
     how: How
     """What takes the line: a shell ("sysctl" and "shell"; the options of "docker run" and "podman run" come in a whole
     command), a container's spec in YAML ("kubernetes"), a configuration file ("lxc", "systemd", "limits.conf"), the
     kernel's command line ("boot"), or this process ("python")."""
     line: str
+    """The line itself, to be copied."""
     where: str
     """Where the line goes, and who may."""
 

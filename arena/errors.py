@@ -16,7 +16,39 @@ __all__ = ["ArenaError", "ArenaFullError", "CommitError", "LockError", "PageFaul
 
 
 class ArenaError(Exception):
-    """What the errors of this package share. Not raised by itself."""
+    """What the errors of this package share. It is not raised by itself.
+
+    Attributes
+    ----------
+    errno
+        The errno of the step that failed; None where none belongs to it. (Of OSErrors, and 28, ENOSPC, of
+        ArenaFullError.)
+    op
+        The step that failed: a system call's name, or "alloc", "take", "page fault".
+    offset
+        Where the range begins, in bytes from the reservation's start.
+    requested
+        Bytes that were asked for.
+    committed
+        Bytes that were committed at that moment.
+    available
+        Bytes that could have been had.
+    hint
+        What to do, in words. The message says it too.
+
+    Notes
+    -----
+    Numbers that are not known are None.
+
+    Examples
+    --------
+    >>> from arena import Arena, ArenaError
+    >>> try:
+    ...     Arena("1MiB").alloc("2MiB")
+    ... except ArenaError as error:
+    ...     print(error.op, error.requested, error.available, error.hint)
+    alloc 2097152 1048576 free blocks, or make the arena larger (reserving costs nothing)
+    """
 
     op: str = ""
     offset: int | None = None
@@ -27,7 +59,10 @@ class ArenaError(Exception):
 
 
 class CommitError(ArenaError, OSError, MemoryError):
-    """The memory could not be made present; what the call had populated was given back."""
+    """The memory could not be made present; what the call had populated was given back.
+
+    A release that the kernel refuses is one too; ``op`` is "release" or "discard" then.
+    """
 
 
 class ReserveError(ArenaError, OSError, MemoryError):
@@ -45,8 +80,15 @@ class LockError(ArenaError, OSError):
 
 
 class PageFaultError(ArenaError, RuntimeError):
-    """A thread faulted where it was not to: ``minor`` and ``major`` times. ``where``: the first of the faults, as far
-    as they were noted."""
+    """A thread faulted where it was not to.
+
+    Attributes
+    ----------
+    minor, major
+        How often.
+    where
+        The first of the faults, each a :class:`arena.realtime.PageFault`, as far as they were noted.
+    """
 
     minor: int = 0
     major: int = 0

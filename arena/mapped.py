@@ -39,7 +39,7 @@ _MODES = {"readonly": "r", "copyonwrite": "c", "readwrite": "r+", "write": "w+"}
 class _Open(NamedTuple):
     fd: int
     seek: int | None
-    """One whose position nobody else moves or minds; None: there is none."""
+    """A descriptor of the file whose position nobody else moves or minds; None where there is none."""
 
 
 @overload
@@ -77,19 +77,18 @@ def memmap(
     shape: _Shape | None = None,
     order: Literal["C", "F"] = "C",
 ) -> np.memmap[Any, np.dtype[Any]]:
-    """An array that is a part of a file, as np.memmap makes it, but with its pages present: no page fault later, and
-    what would be a SIGBUS later is an exception here.
+    """Make an array that is a part of a file, as np.memmap does, but with its pages present.
 
-    The pages of the array are mapped in, and no
-    others of the file. They stay until the kernel needs the memory of a file's clean pages; dirty ones, once it has
-    written them back, fault at the next write.
+    There is no page fault later, and what would be a SIGBUS later is an exception here. The pages of the array are
+    mapped in, and no others of the file. They stay until the kernel needs the memory of a file's clean pages; dirty
+    ones, once it has written them back, fault at the next write.
 
     Parameters
     ----------
     filename
         A path, or an open file, whose position stays where it is.
     dtype
-        Any without Python objects.
+        Any dtype without Python objects.
     mode
         "r": for reading; the default here, where np.memmap's is "r+", for nothing is to be made dirty, allocated or
         copied that was not asked for.
@@ -102,32 +101,32 @@ def memmap(
         `offset`, finds it half done.
         np.memmap's longer names do too.
     offset
-        Bytes from the file's beginning, a multiple of nothing.
+        Bytes from the file's beginning to the array. They need not be a multiple of anything.
     shape
-        By default all that the file has from there on, in one dimension. With "w+" it has to be given.
+        By default all that the file has from there on, in one dimension. With "w+" the shape has to be given.
     order
         "C" or "F".
 
     Returns
     -------
     numpy.memmap
-        Its mapping goes with the last view of it.
+        The mapping goes with the last view of the array.
 
     Raises
     ------
     ValueError
-        Nonsense; or the file is too short: none is made longer, but by "w+".
+        The arguments make no sense, or the file is too short: none is made longer, but by "w+".
     OSError
-        It cannot be opened, or is a folder, pipe or socket.
+        The file cannot be opened, or is a folder, pipe or socket.
     CommitError
-        (An OSError and a MemoryError.) Its pages cannot be had: there is a hole in it and the file system is full (some
-        of its holes may be allocated then), or there is no memory for the copies.
+        (An OSError and a MemoryError.) The file's pages cannot be had: there is a hole in it and the file system is
+        full (some of its holes may be allocated then), or there is no memory for the copies.
     ImportError
         There is no NumPy.
 
     Notes
     -----
-    Who can write to the file can still truncate it later, which takes the pages away in every mode.
+    Whoever can write to the file can still truncate it later, which takes the pages away in every mode.
 
     Examples
     --------
@@ -205,7 +204,8 @@ def memmap(
         array._mmap = array.base
         array.offset, array.mode, array.filename = start, how, None
         if isinstance(filename, os.PathLike):
-            array.filename = filename.resolve() if hasattr(filename, "resolve") else os.path.abspath(filename)
+            resolve = getattr(filename, "resolve", None)
+            array.filename = resolve() if resolve else os.path.abspath(filename)
         elif isinstance(path, str):
             array.filename = os.path.abspath(path)
         try:
@@ -223,11 +223,12 @@ def _is_device(mode: int) -> bool:
 
 def _opened(files: Scope, new: Scope, filename: _Path, mode: str) -> tuple[_Open, Any]:
     """The file, open until ``files`` ends, and what to call it. When ``new`` ends, one made for this is removed."""
-    if hasattr(filename, "fileno"):
-        if hasattr(filename, "flush"):
-            filename.flush()
-        return _reopened(files, filename.fileno(), mode), getattr(filename, "name", None)
-    path = os.fspath(filename)
+    given: Any = filename
+    if hasattr(given, "fileno"):
+        if hasattr(given, "flush"):
+            given.flush()
+        return _reopened(files, given.fileno(), mode), getattr(given, "name", None)
+    path = os.fspath(given)
     # Not to wait for whoever is at the other end of a pipe.
     flags = (os.O_RDWR if "+" in mode else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     fd = files.get(close, os.open, path, flags) if mode != "w+" else _made(files, new, os.path.realpath(path), flags)

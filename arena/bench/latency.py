@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{about['cpu']}, Linux {about['kernel']}, {about['cpus']} CPUs; {seconds:g} s each, interleaved")
     priority, said = permitted(args.priority)
     rows: list[Row] = []
+    locked = ""
     bar = ProgressBar(sys.stderr, "measuring")
     # Paced: one frame under each pressure. As fast as it goes: every size, under all pressures at once.
     cases = [(FRAME, 0, pressure, 10**9 // args.hz) for pressure in PRESSURES]

@@ -39,15 +39,15 @@ class Finding:
 
 
 def among(use: Use | None, *uses: Use | None, verdict: Verdict = "limits you") -> Verdict:
-    """The verdict for these uses (None: when none was named), and mere information for all others."""
+    """Return the verdict if the use is among these (None: no use was named), and "information" for all others."""
     return verdict if use in uses else "information"
 
 
 def limited(n: int | None) -> str:
-    """A limit in words; None: there is none."""
+    """Return a limit in words; None means that there is none."""
     return "unlimited" if n is None else amount(n)
 
 
 def unknown(topic: Topic, name: str, unread: Mapping[str, str], path: str) -> Finding:
-    """A fact that cannot be read, because of what was said when this path was read."""
+    """Make the finding for a fact that cannot be read. ``unread`` has what was said when this path was read."""
     return Finding(topic, name, "cannot be read", "information", f"{path}: {unread.get(path, 'does not say it')}.")

@@ -28,6 +28,7 @@ __all__ = ["as_json", "as_text"]
 
 
 def as_json(findings: Sequence[Finding], use: Use | None) -> str:
+    """Return the findings as a JSON object, as above."""
     whole = {
         "schema": 1,
         "use": use,
@@ -38,7 +39,7 @@ def as_json(findings: Sequence[Finding], use: Use | None) -> str:
 
 
 def as_text(findings: Sequence[Finding], use: Use | None, *, width: int = 100, bold: bool = False) -> str:
-    """A headline, then what blocks and what limits with the lines that mend it, then the rest in two columns."""
+    """Return the findings as text: a headline, what blocks and limits with the lines that mend it, then the rest."""
     counts = ", ".join(f"{verdict}: {sum(f.verdict == verdict for f in findings)}" for verdict in VERDICTS[:3])
     parts = [f"For {use or 'the core itself'}, {counts}."]
     column = max((len(f.name) for f in findings), default=0) + 2

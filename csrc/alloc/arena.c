@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "alloc/arena_internal.h"
-#include "memory/lockall.h"
+#include "memory/mlockall.h"
 #include "sys/list.h"
 #include "sys/page.h"
 #include "sys/thread.h"
@@ -41,7 +41,7 @@ static void fork_child(void *self) {
         a->reservation.refuse = -ESHUTDOWN;
         if (a->reservation.base) reservation_after_fork_child(&a->reservation);
         if (a->destroyed) {
-            forks_forget(&a->watch);
+            registry_remove(&a->entry);
             arena_index_free(a);
             free(a);
         }
@@ -53,7 +53,7 @@ static void fork_child(void *self) {
     if (a->reservation.dropped && !a->refuse) a->refuse = -ENOTCONN;
     if (a->reservation.fork == OS_FORK_SHARE) {
         /* The memory is the parent's too, but this index is not: two of them would give the same range out twice. */
-        a->borrowed = true;
+        a->owned_by_parent = true;
         if (!a->refuse) a->refuse = -EXDEV;
     }
     for (struct arena_pending *p = a->pending, *next; p; p = next) {
@@ -72,7 +72,7 @@ static void fork_child(void *self) {
     }
 }
 
-static size_t arena_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
+static size_t arena_ranges(void *self, struct registry_range out[REGISTRY_RANGES]) {
     struct arena *a = self;
     size_t n = reservation_ranges(&a->reservation, out);
     return n + arena_index_ranges(a, out + n);
@@ -80,10 +80,10 @@ static size_t arena_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
 
 static int arena_lock_present(void *self, bool own) {
     struct arena *a = self;
-    struct fork_range part[FORKS_RANGES];
+    struct registry_range part[REGISTRY_RANGES];
     int rc = reservation_lock(&a->reservation, own);
     for (size_t i = own ? 0 : arena_index_ranges(a, part); rc == 0 && i-- > 0;)
-        rc = lockall_present(a->reservation.features, part[i].base, part[i].bytes);
+        rc = mlockall_present(a->reservation.features, part[i].base, part[i].bytes);
     return rc;
 }
 
@@ -93,7 +93,7 @@ static uint64_t default_now(void *arg) {
 }
 
 /* How much of the reservation there is a file for, in whole chunks. */
-static uint64_t usable(const struct reservation *r, uint64_t chunk) {
+static uint64_t usable_bytes(const struct reservation *r, uint64_t chunk) {
     const struct backing *b = &r->backing;
     struct os_file file;
     uint64_t bytes = b->bytes;
@@ -131,17 +131,17 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     a->now_ns = c.now_ns ? c.now_ns : default_now;
     a->now_arg = c.now_arg;
     a->read_only_populate = c.read_only_populate;
-    forks_hold();
+    registry_lock();
     int rc = reservation_init(&a->reservation, rc_of, false, error);
     if (rc) {
-        forks_let_go();
+        registry_unlock();
         free(a);
         return rc;
     }
     page = a->reservation.backing.page; /* a hugetlbfs file has the pages it has */
     if (!c.chunk && chunk < page) chunk = page;
     a->chunk_shift = (unsigned)__builtin_ctzll(chunk);
-    size = usable(&a->reservation, chunk);
+    size = usable_bytes(&a->reservation, chunk);
     if (chunk < page)
         rc = arena_explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
     else if (size == 0)
@@ -151,15 +151,15 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     if (rc) {
         arena_index_free(a);
         reservation_undo(&a->reservation, rc_of->path);
-        forks_let_go();
+        registry_unlock();
         free(a);
         return rc;
     }
     a->base = a->reservation.base;
-    a->watch = (struct fork_watch){fork_before,        fork_parent, fork_child, arena_ranges,
-                                   arena_lock_present, a,           NULL,       NULL};
-    forks_watch(&a->watch);
-    forks_let_go();
+    a->entry = (struct registry_entry){fork_before,        fork_parent, fork_child, arena_ranges,
+                                       arena_lock_present, a,           NULL,       NULL};
+    registry_add(&a->entry);
+    registry_unlock();
     *out = a;
     return 0;
 }
@@ -171,10 +171,10 @@ int arena_close(arena *a, bool strict) {
     if (rc == 0 && strict && a->index.blocks) rc = -ENOTEMPTY;
     if (rc == 0) {
         __atomic_store_n(&a->refuse, -ESHUTDOWN, __ATOMIC_RELAXED);
-        a->retain = a->floor = a->decay_ns = 0; /* nobody will want again what is free */
+        a->retain = a->warmed = a->decay_ns = 0; /* nobody will want again what is free */
     }
     mutex_unlock(&a->lock);
-    if (rc == 0) (void)arena_collect(a);
+    if (rc == 0) (void)arena_purge(a);
     return rc;
 }
 
@@ -191,10 +191,10 @@ int arena_destroy(arena *a) {
     a->refuse = -ESHUTDOWN;
     mutex_unlock(&a->lock);
     if (mapped) (void)reservation_close(&a->reservation);
-    forks_hold();
-    forks_forget(&a->watch);
+    registry_lock();
+    registry_remove(&a->entry);
     arena_index_free(a);
-    forks_let_go();
+    registry_unlock();
     free(a);
     return 0;
 }
@@ -204,32 +204,33 @@ int arena_destroy(arena *a) {
 static void note_use(struct arena *a, const struct freelist_block *b) {
     struct freelist *f = &a->index;
     if (f->live > a->peak_live) a->peak_live = f->live;
-    if (f->free_committed < a->low) a->low = f->free_committed;
+    if (f->free_committed < a->low_water) a->low_water = f->free_committed;
     uint64_t end = b->offset + b->size;
-    if (end > a->virgin) a->virgin = end;
+    if (end > a->never_used_from) a->never_used_from = end;
 }
 
-/* How much of a block, from its start, may hold old bytes, given what was virgin before it. */
-static uint64_t dirty_part(const struct arena *a, uint64_t virgin, const struct freelist_block *b) {
-    uint64_t n = virgin > b->offset ? virgin - b->offset : 0;
+/* How much of a block, from its start, may hold old bytes, given where never used memory began before it. */
+static uint64_t dirty_part(const struct arena *a, uint64_t never_used_from, const struct freelist_block *b) {
+    uint64_t n = never_used_from > b->offset ? never_used_from - b->offset : 0;
     /* Asked last, for memory that is used again is the common case. */
     return bytes_of(n < b->size && reservation_fresh_is_zero(&a->reservation) ? n : b->size);
 }
 
-/* The block was never handed out: what was virgin of it still is. */
+/* The block was never handed out: what was never used of it still is. */
 static void undo_use(struct arena *a, uint64_t offset, uint64_t size, uint64_t dirty) {
-    if (a->virgin == offset + size) a->virgin = offset + granules_of(dirty);
+    if (a->never_used_from == offset + size) a->never_used_from = offset + granules_of(dirty);
 }
 
 /* In granules; 0, which the index refuses, for what is no power of two. */
-static uint64_t step_of(uint64_t align) {
+static uint64_t align_granules(uint64_t align) {
     if (align & (align - 1)) return 0;
     return align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
 }
 
-static inline int try(struct arena *a, uint64_t bytes, uint64_t align, bool heap, struct arena_block *out) {
+static inline int alloc_committed(struct arena *a, uint64_t bytes, uint64_t align, bool adapter,
+                                  struct arena_block *out) {
     struct freelist_block b;
-    uint64_t want = granules_of(bytes), step = step_of(align);
+    uint64_t want = granules_of(bytes), step = align_granules(align);
     mutex_lock(&a->lock);
     int rc = a->refuse;
     if (rc == 0) rc = freelist_alloc(&a->index, want, step, FREELIST_COMMITTED_ONLY, &b);
@@ -237,21 +238,21 @@ static inline int try(struct arena *a, uint64_t bytes, uint64_t align, bool heap
         mutex_unlock(&a->lock);
         return rc;
     }
-    uint64_t virgin = a->virgin;
+    uint64_t never_used_from = a->never_used_from;
     note_use(a, &b);
-    a->heap_blocks += heap;
+    a->adapter_blocks += adapter;
     mutex_unlock(&a->lock);
     describe(a, &b, out);
-    out->dirty = dirty_part(a, virgin, &b);
+    out->dirty = dirty_part(a, never_used_from, &b);
     return 0;
 }
 
-int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
-    return try(a, bytes, align, false, out);
+int arena_alloc_committed(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
+    return alloc_committed(a, bytes, align, false, out);
 }
 
-int arena_try_heap(arena *a, uint64_t bytes, struct arena_block *out) {
-    return try(a, bytes, FREELIST_GRANULE, true, out);
+int arena_alloc_committed_adapter(arena *a, uint64_t bytes, struct arena_block *out) {
+    return alloc_committed(a, bytes, FREELIST_GRANULE, true, out);
 }
 
 static void pending_begin(struct arena *a, struct arena_pending *p) {
@@ -275,8 +276,8 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
     uint64_t lacking = bytes_of(granules - freelist_committed_in(&a->index, granules_of(start), granules));
     pending_begin(a, &pending);
     mutex_unlock(&a->lock);
-    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->tick,
-                                how->arg, &newly, error);
+    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads,
+                                how->progress, how->arg, &newly, error);
     mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &pending);
     *was = newly == end - start ? ABSENT : newly == lacking ? AS_KNOWN : STALE;
@@ -291,11 +292,11 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
 static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigned flags,
                         const struct commit_control *how, struct freelist_block *b, uint64_t *dirty,
                         struct arena_error *error) {
-    uint64_t want = granules_of(bytes), step = step_of(align);
+    uint64_t want = granules_of(bytes), step = align_granules(align);
     struct freelist *f = &a->index;
     for (;;) {
         mutex_lock(&a->lock);
-        uint64_t virgin = a->virgin;
+        uint64_t never_used_from = a->never_used_from;
         int rc = a->refuse;
         if (rc == 0)
             rc = flags & HOLD ? freelist_hold(f, want, b)
@@ -303,7 +304,7 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
         if (rc == 0) {
             if (b->size == 0) return 0;
             if (!(flags & HOLD)) note_use(a, b);
-            *dirty = dirty_part(a, virgin, b);
+            *dirty = dirty_part(a, never_used_from, b);
             if (b->committed) return 0;
             uint64_t offset = b->offset, size = b->size, before = *dirty;
             enum was was;
@@ -335,16 +336,16 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
     }
 }
 
-int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_tick tick, void *arg,
+int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_progress progress, void *arg,
                 struct arena_block *out, struct arena_error *error) {
     struct freelist_block b;
-    struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
+    struct commit_control how = {.threads = 0, .progress = progress, .arg = arg};
     uint64_t dirty;
-    if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW | ARENA_HEAP))
+    if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW | ARENA_ADAPTER))
         return arena_explain(error, -EINVAL, "flags", flags, UINT64_MAX);
     int rc = alloc_locked(a, bytes, align, flags, &how, &b, &dirty, error);
     if (rc) return rc;
-    a->heap_blocks += (flags & ARENA_HEAP) != 0;
+    a->adapter_blocks += (flags & ARENA_ADAPTER) != 0;
     mutex_unlock(&a->lock);
     describe(a, &b, out);
     out->dirty = dirty;
@@ -355,24 +356,24 @@ int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_
     return 0;
 }
 
-int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, void *arg, struct arena_block *out,
+int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progress, void *arg, struct arena_block *out,
                  struct arena_error *error) {
     struct freelist *f = &a->index;
     struct freelist_block b, old;
-    struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
+    struct commit_control how = {.threads = 0, .progress = progress, .arg = arg};
     for (;;) {
         mutex_lock(&a->lock);
         int rc = freelist_get(f, handle, &old);
         /* In a fork's child the memory behind the block is the parent's to give out, or there is none. */
         if (rc == 0 && granules_of(bytes) > old.size)
-            rc = a->borrowed ? -EXDEV : a->reservation.dropped ? -ENOTCONN : 0;
+            rc = a->owned_by_parent ? -EXDEV : a->reservation.dropped ? -ENOTCONN : 0;
         if (rc == 0) rc = freelist_resize(f, handle, granules_of(bytes), 0, &b);
         if (rc == 0) {
-            uint64_t virgin = a->virgin;
+            uint64_t never_used_from = a->never_used_from;
             enum was was = AS_KNOWN;
             note_use(a, &b);
             if (!b.committed && (rc = commit_block(a, &b, old.size, &how, &was, error)) != 0) {
-                undo_use(a, b.offset, b.size, dirty_part(a, virgin, &b));
+                undo_use(a, b.offset, b.size, dirty_part(a, never_used_from, &b));
                 if (freelist_get(f, handle, &b) == 0 && b.size == granules_of(bytes))
                     (void)freelist_resize(f, handle, old.size, 0, &b);
             } else if (freelist_get(f, handle, &b) != 0 || b.size != granules_of(bytes)) { /* by another, meanwhile */
@@ -380,7 +381,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             }
             arena_unlock(a);
             describe(a, &b, out);
-            if (was != STALE) out->dirty = dirty_part(a, virgin, &b);
+            if (was != STALE) out->dirty = dirty_part(a, never_used_from, &b);
             return rc;
         }
         mutex_unlock(&a->lock);
@@ -392,30 +393,31 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
 
 /* --- warm --------------------------------------------------------------------------------------------------------------- */
 
-int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error) {
+int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progress, void *arg,
+               struct arena_error *error) {
     struct freelist_block b;
-    struct commit_control how = {.threads = threads, .tick = tick, .arg = arg};
+    struct commit_control how = {.threads = threads, .progress = progress, .arg = arg};
     struct arena_pending here = {0}; /* keeps close() out */
     uint64_t unused, size = bytes_of(a->index.layout.granules);
     mutex_lock(&a->lock);
     int rc = a->refuse;
-    uint64_t before = bytes_of(a->index.free_committed), floor = a->floor;
+    uint64_t before = bytes_of(a->index.free_committed), warmed = a->warmed;
     if (rc == 0) pending_begin(a, &here);
     mutex_unlock(&a->lock);
     if (rc) return arena_explain(error, rc, "warm", bytes, UINT64_MAX);
-    rc = reservation_repopulate(&a->reservation, 0, size, threads, tick, arg, error);
+    rc = reservation_repopulate(&a->reservation, 0, size, threads, progress, arg, error);
     mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &here);
     arena_unlock(a);
     if (rc == 0) rc = alloc_locked(a, bytes, FREELIST_GRANULE, HOLD, &how, &b, &unused, error);
     if (rc) return rc;
     if (b.size) (void)freelist_free(&a->index, b.handle);
-    if (bytes > a->floor) a->floor = bytes;
+    if (bytes > a->warmed) a->warmed = bytes;
     mutex_unlock(&a->lock);
     rc = arena_index_warm(a, bytes / OS_PAGE + 4, &how);
     if (rc == 0) return 0;
     mutex_lock(&a->lock);
-    if (a->floor == bytes) a->floor = floor;
+    if (a->warmed == bytes) a->warmed = warmed;
     mutex_unlock(&a->lock);
     (void)arena_release_free(a, before, &unused, NULL);
     return arena_explain(error, rc, "populating the index", bytes, UINT64_MAX);

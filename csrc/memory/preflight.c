@@ -64,7 +64,7 @@ static uint64_t with_tables(uint64_t bytes) {
     return bytes > UINT64_MAX - bytes / TABLES ? UINT64_MAX : bytes + bytes / TABLES;
 }
 
-/* Not below 0: in the child of a fork that was made in a tick the account began anew. */
+/* Not below 0: in the child of a fork that was made in a progress call the account began anew. */
 static void take_off(uint64_t *at, uint64_t bytes) {
     uint64_t had = load(at);
     while (!__atomic_compare_exchange_n(at, &had, less(had, bytes), true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {

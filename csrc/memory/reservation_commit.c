@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "memory/decommit.h"
-#include "memory/lockall.h"
+#include "memory/mlockall.h"
 #include "memory/populate.h"
 #include "memory/reservation_op.h"
 #include "sys/bitmap.h"
@@ -48,14 +48,14 @@ int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, b
 int reservation_lock_pages(struct reservation *r, uint64_t first, uint64_t end) {
     if (r->backing.kind->pool) return 0; /* never swapped, and mlock knows nothing of them */
     __atomic_store_n(&r->locked, true, __ATOMIC_RELAXED);
-    if (lockall_commits()) { /* all memory, and so the bookkeeping too */
+    if (mlockall_in_force()) { /* all memory, and so the bookkeeping too */
         (void)os_mlock(&r->present[first / 64], (end - first + 127) / 64 * sizeof *r->present);
         (void)os_mlock(&r->writable[first / 64], (end - first + 127) / 64 * sizeof *r->writable);
     }
     return os_mlock(at_page(r, first), bytes_of(r, end - first));
 }
 
-static bool is_to_be_locked(const struct reservation *r) { return r->mlocks || lockall_commits(); }
+static bool is_to_be_locked(const struct reservation *r) { return r->mlocks || mlockall_in_force(); }
 
 /* Bytes of the machine's memory for each byte committed. A file's pages cost nothing, for the kernel takes them back when
  * it needs to; not so those that are locked. */
@@ -125,7 +125,7 @@ void reservation_roll_back(struct reservation *r, const struct reservation_op *o
      * their first commit here waits until it is over. */
     bool alone = op->alone && backing_lock_early(&r->backing, offset, bytes, &locked) != -EBUSY;
     bool all_ours = alone && backing_alone(&r->backing);
-    bool known = op->locked && !op->alone && !op->parents && r->backing.ours &&
+    bool known = op->locked && !op->alone && !op->owned_by_parent && r->backing.ours &&
                  (backing_shows_data(&r->backing) || all_are_new(r, op));
     for (uint64_t from = op->first; from < op->end;) {
         uint64_t start = bit_next(r->present, from, op->end, false);
@@ -221,7 +221,7 @@ static int populate_pages(struct reservation *r, const struct reservation_op *op
     return 0;
 }
 
-static struct populate plan(struct reservation *r, struct preparation *how, unsigned threads, arena_tick tick,
+static struct populate plan(struct reservation *r, struct preparation *how, unsigned threads, arena_progress progress,
                             void *arg) {
     const struct backing_kind *kind = r->backing.kind;
     return (struct populate){.features = r->features,
@@ -233,9 +233,9 @@ static struct populate plan(struct reservation *r, struct preparation *how, unsi
                              .costs = costs_of(r, how->write),
                              .prepare = r->backing.mapping.fd >= 0 ? prepare : NULL,
                              .prepare_arg = how,
-                             .tick = tick,
-                             .tick_arg = arg,
-                             .fork_count = &forks_count};
+                             .progress = progress,
+                             .progress_arg = arg,
+                             .fork_generation = &fork_generation};
 }
 
 static void finish_commit(struct reservation *r, struct reservation_op *op, bool write, bool again, uint32_t epoch,
@@ -246,7 +246,7 @@ static void finish_commit(struct reservation *r, struct reservation_op *op, bool
     if (r->committed > r->peak) r->peak = r->committed;
     /* After a fork pages are private again only once everything committed was populated in one go. */
     if (again && r->committed == op->end - op->first) r->private_epoch = epoch;
-    if (op->end > r->top) r->top = op->end;
+    if (op->end > r->present_end) r->present_end = op->end;
     *newly = bytes_of(r, added);
 }
 
@@ -341,8 +341,8 @@ static int shared_by_fork(const struct reservation *r, uint64_t first, uint64_t 
     return rc;
 }
 
-int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
-                       void *arg, uint64_t *newly, struct arena_error *error) {
+int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads,
+                       arena_progress progress, void *arg, uint64_t *newly, struct arena_error *error) {
     uint64_t none;
     if (!newly) newly = &none;
     *newly = 0;
@@ -369,7 +369,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
             return 0;
         }
         if (!other) break;
-        int rc = op_wait_for(r, other, tick, arg, &asked);
+        int rc = op_wait_for(r, other, progress, arg, &asked);
         if (rc) {
             mutex_unlock(&r->lock);
             return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
@@ -381,7 +381,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
 
     uint64_t began = os_now_ns();
     struct preparation how = {.r = r, .op = &op, .write = write};
-    struct populate p = plan(r, &how, threads, tick, arg);
+    struct populate p = plan(r, &how, threads, progress, arg);
     uint64_t pages = op.end - op.first;
     p.total = again ? bytes_of(r, pages) : bytes_of(r, pages - bit_count(map, op.first, op.end));
     struct preflight_report report = {.available = UINT64_MAX};
@@ -396,19 +396,19 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     bool refused = rc != 0;
     if (rc == 0) {
         step = "wait";
-        rc = op_lock_peers(r, &op, tick, arg);
+        rc = op_lock_peers(r, &op, progress, arg);
         if (rc == 0 && !op.alone && r->backing.kind->pool) op.allocated = backing_allocated(&r->backing);
     }
     if (rc == 0) {
-        generation = lockall_generation();
+        generation = mlockall_generation();
         rc = populate_pages(r, &op, map, again ? ALL : LACKING, &p, &step);
         /* Whoever locked or unlocked all memory meanwhile found nothing here yet. */
-        while (rc == 0 && generation != lockall_generation()) {
-            generation = lockall_generation();
+        while (rc == 0 && generation != mlockall_generation()) {
+            generation = mlockall_generation();
             step = "mlock";
             rc = lock_pages(r, op.first, op.end);
         }
-        if (rc == 0 && tick && p.total) rc = tick(arg, p.total, p.total);
+        if (rc == 0 && progress && p.total) rc = progress(arg, p.total, p.total);
         /* First of all: in a cgroup without OOM killer every fault of this process hangs until memory is free again. */
         if (rc) reservation_roll_back(r, &op);
         reservation_forget_made(r, &op);
@@ -417,9 +417,9 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     if (p.promised) preflight_keep_promise(p.promised);
 
     mutex_lock(&r->lock);
-    while (rc == 0 && generation != lockall_generation()) {
+    while (rc == 0 && generation != mlockall_generation()) {
         /* They leave out what is in our hands. */
-        generation = lockall_generation();
+        generation = mlockall_generation();
         mutex_unlock(&r->lock);
         (void)lock_pages(r, op.first, op.end);
         mutex_lock(&r->lock);
@@ -448,8 +448,8 @@ static int populate_readable(struct reservation *r, const struct reservation_op 
 }
 
 /* Populates again what is committed in the range: what a fork has made copy-on-write; or (`all`) whatever it is. */
-static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all, unsigned threads, arena_tick tick,
-                      void *arg, struct arena_error *error) {
+static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all, unsigned threads,
+                      arena_progress progress, void *arg, struct arena_error *error) {
     struct reservation_op op = {0};
     if (!reservation_pages_of(r, offset, bytes, &op.first, &op.end))
         return reservation_explain(error, -EINVAL, "range", offset, bytes);
@@ -463,7 +463,7 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
         }
         struct reservation_op *other = op_in_the_way(r, op.first, op.end, false);
         if (!other) break;
-        int rc = op_wait_for(r, other, tick, arg, &asked);
+        int rc = op_wait_for(r, other, progress, arg, &asked);
         if (rc) {
             mutex_unlock(&r->lock);
             return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
@@ -474,7 +474,7 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     uint32_t epoch = r->shared_epoch;
     mutex_unlock(&r->lock);
     struct preparation how = {.r = r, .op = &op, .write = true}, reading = {.r = r, .op = &op, .write = false};
-    struct populate p = plan(r, &how, threads, tick, arg);
+    struct populate p = plan(r, &how, threads, progress, arg);
     p.total = bytes_of(r, bit_count(all ? r->present : r->writable, op.first, op.end));
     struct preflight_report report = {.available = UINT64_MAX};
     const char *step = "preflight";
@@ -485,11 +485,11 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     if (shared == 0) p.costs = 0; /* all of it is there, and the process's own */
     if (rc == 0) {
         step = "wait";
-        rc = op_lock_peers(r, &op, tick, arg);
+        rc = op_lock_peers(r, &op, progress, arg);
     }
     if (rc == 0) rc = populate_pages(r, &op, r->writable, HAVING, &p, &step);
     if (rc == 0 && all) {
-        struct populate read = plan(r, &reading, threads, tick, arg);
+        struct populate read = plan(r, &reading, threads, progress, arg);
         read.done = p.done;
         read.total = p.total;
         step = "madvise(MADV_POPULATE_READ)";
@@ -499,7 +499,7 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     op_unlock_peers(r, &op);
     if (p.promised) preflight_keep_promise(p.promised);
     mutex_lock(&r->lock);
-    if (rc == 0 && op.first == 0 && op.end >= r->top) r->private_epoch = epoch;
+    if (rc == 0 && op.first == 0 && op.end >= r->present_end) r->private_epoch = epoch;
     op_end(r, &op);
     if (rc && strcmp(step, "wait") == 0) return explain_wait(r, &op, rc, error);
     return rc ? explain_commit(r, error, rc, step, offset, bytes_of(r, op.end) - offset, p.total,
@@ -507,14 +507,14 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
               : 0;
 }
 
-int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsigned threads, arena_tick tick,
+int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsigned threads, arena_progress progress,
                            void *arg, struct arena_error *error) {
-    return repopulate(r, offset, bytes, false, threads, tick, arg, error);
+    return repopulate(r, offset, bytes, false, threads, progress, arg, error);
 }
 
-int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_tick tick, void *arg,
+int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_progress progress, void *arg,
                        struct arena_error *error) {
-    return repopulate(r, offset, bytes, true, 0, tick, arg, error);
+    return repopulate(r, offset, bytes, true, 0, progress, arg, error);
 }
 
 /* Has somebody taken pages out of the file that are committed here? pread gives zeros for them, where a load might be a
@@ -536,17 +536,17 @@ static bool was_punched(struct reservation *r, uint64_t offset, uint64_t bytes) 
 }
 
 int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation) {
-    struct reservation_view here;
+    struct reservation_pin here;
     uint64_t first, end;
     if (!reservation_pages_of(r, offset, bytes, &first, &end)) return -EINVAL;
     /* Of a shared file all can be read, committed or not: the kernel does it without mapping anything. */
     bool anywhere = !into_reservation && r->backing.kind->shared && r->backing.mapping.fd >= 0;
     if (into_reservation && r->backing.mapping.readonly) return -EACCES;
-    int rc = reservation_glance(r, &here, anywhere ? 0 : offset, anywhere ? 0 : bytes, into_reservation);
+    int rc = reservation_pin_for_call(r, &here, anywhere ? 0 : offset, anywhere ? 0 : bytes, into_reservation);
     if (rc) return rc;
     rc = backing_copy(&r->backing, r->base + offset, offset, buffer, bytes, into_reservation);
     if (rc == 0 && anywhere && was_punched(r, offset, bytes)) rc = -EFAULT;
-    reservation_look_away(r, &here);
+    reservation_unpin(r, &here);
     return rc;
 }
 
@@ -562,7 +562,7 @@ int reservation_release_begin(struct reservation *r, struct reservation_op *op, 
         struct reservation_op *other = op_in_the_way(r, op->first, op->end, false);
         if (other)
             rc = pthread_equal(other->thread, pthread_self()) ? -EDEADLK : -EAGAIN;
-        else if (reservation_looked_at(r, op->first, op->end))
+        else if (reservation_is_pinned(r, op->first, op->end))
             rc = -EBUSY;
     }
     if (rc == 0) {
@@ -578,7 +578,7 @@ bool reservation_release_closes(const struct reservation *r) {
 }
 
 /* Whatever the file has in the range goes, committed here or not. */
-static int discard(struct reservation *r, const struct reservation_op *op, arena_tick tick, void *arg,
+static int discard(struct reservation *r, const struct reservation_op *op, arena_progress progress, void *arg,
                    struct arena_error *error) {
     uint64_t step = bytes_of(r, 1) < RELEASE_STEP ? RELEASE_STEP : bytes_of(r, 1);
     uint64_t at = bytes_of(r, op->first), end = bytes_of(r, op->discard_end), asked = os_now_ns();
@@ -586,8 +586,8 @@ static int discard(struct reservation *r, const struct reservation_op *op, arena
     for (uint64_t n; rc == 0 && at < end; at += n) {
         n = end - at < step ? end - at : step;
         rc = reservation_give_back(r, at >> r->page_shift, (at + n) >> r->page_shift, true);
-        if (rc == 0 && tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
-            rc = tick(arg, at, end);
+        if (rc == 0 && progress && os_now_ns() - asked > RESERVATION_WAIT_NS) {
+            rc = progress(arg, at, end);
             asked = os_now_ns();
         }
         if (rc) reservation_explain(error, rc, "discard", at, n);
@@ -640,12 +640,12 @@ static int release_run(struct reservation *r, const struct reservation_op *op, u
     return rc;
 }
 
-int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed, arena_tick tick,
-                               void *arg, struct arena_error *error) {
+int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed,
+                               arena_progress progress, void *arg, struct arena_error *error) {
     uint64_t began = os_now_ns(), asked = began, at = op->first;
     struct released released = {.failed = UINT64_MAX};
     uint64_t step = bytes_of(r, 1) < RELEASE_STEP ? RELEASE_STEP >> r->page_shift : 1;
-    int rc = op_lock_peers(r, op, tick, arg);
+    int rc = op_lock_peers(r, op, progress, arg);
     if (rc) op_explain_lock(r, op, rc, error);
     while (rc == 0 && at < op->end) {
         uint64_t start = bit_next(r->present, at, op->end, true), limit = start + step;
@@ -659,13 +659,13 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
             break;
         }
         at = end;
-        if (tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
-            rc = tick(arg, bytes_of(r, at - op->first), bytes_of(r, op->end - op->first));
+        if (progress && os_now_ns() - asked > RESERVATION_WAIT_NS) {
+            rc = progress(arg, bytes_of(r, at - op->first), bytes_of(r, op->end - op->first));
             if (rc) reservation_explain(error, rc, "release", bytes_of(r, at), bytes_of(r, op->end - at));
             asked = os_now_ns();
         }
     }
-    if (rc == 0 && op->discard_end) rc = discard(r, op, tick, arg, error);
+    if (rc == 0 && op->discard_end) rc = discard(r, op, progress, arg, error);
     op_unlock_peers(r, op);
     mutex_lock(&r->lock);
     if (released.pages) r->releases++;
@@ -676,8 +676,8 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
     return rc;
 }
 
-int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool discard, uint64_t *freed, arena_tick tick,
-                        void *arg, struct arena_error *error) {
+int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool discard, uint64_t *freed,
+                        arena_progress progress, void *arg, struct arena_error *error) {
     uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1), none;
     if (!freed) freed = &none;
     *freed = 0;
@@ -692,7 +692,7 @@ int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool di
     while ((rc = reservation_release_begin(r, &op, start, end - start, discard)) == -EAGAIN) {
         mutex_lock(&r->lock);
         const struct reservation_op *other = op_in_the_way(r, op.first, op.end, false);
-        rc = other ? op_wait_for(r, other, tick, arg, &asked) : 0;
+        rc = other ? op_wait_for(r, other, progress, arg, &asked) : 0;
         mutex_unlock(&r->lock);
         if (rc) return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
     }
@@ -704,7 +704,7 @@ int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool di
                                                       : "fork",
                                    offset, bytes);
     if (discard) op.discard_end = end >> r->page_shift;
-    return reservation_release_finish(r, &op, freed, tick, arg, error);
+    return reservation_release_finish(r, &op, freed, progress, arg, error);
 }
 
 bool reservation_fresh_is_zero(const struct reservation *r) { return backing_fresh_is_zero(&r->backing); }

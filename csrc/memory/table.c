@@ -4,7 +4,7 @@
 
 #include "memory/address_space.h"
 #include "memory/decommit.h"
-#include "memory/lockall.h"
+#include "memory/mlockall.h"
 #include "memory/populate.h"
 #include "sys/advice.h"
 #include "sys/mlock.h"
@@ -32,7 +32,7 @@ int table_populate(struct table *t, size_t offset, size_t bytes) {
     if (rc) return rc;
     rc = populate_at_once(t->features, t->base + start, end - start, true, true);
     /* Afterwards: whoever locks all memory at this moment either finds it present, or was before us. */
-    return rc == 0 && lockall_commits() ? os_mlock(t->base + start, end - start) : rc;
+    return rc == 0 && mlockall_in_force() ? os_mlock(t->base + start, end - start) : rc;
 }
 
 void table_clear(struct table *t) {

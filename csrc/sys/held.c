@@ -11,7 +11,10 @@
 
 static bool is_ours(const struct os_held *h) {
     struct stat st;
-    return h->fd >= 0 && fstat(h->fd, &st) == 0 && st.st_dev == h->device && st.st_ino == h->inode;
+    if (h->fd < 0) return false;
+    /* Closed by somebody it is EBADF; another error says nothing, and what is not closed may not be forgotten. */
+    if (fstat(h->fd, &st) < 0) return errno != EBADF;
+    return st.st_dev == h->device && st.st_ino == h->inode;
 }
 
 int os_held_open(struct os_held *h, const char *path, bool folder) {
