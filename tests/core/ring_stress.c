@@ -9,8 +9,8 @@
 
 #include "memory/mirror.h"
 #include "realtime/ring.h"
-#include "sys/page.h"
 #include "stress.h"
+#include "sys/page.h"
 
 static struct mirror mirror;
 static struct ring *ring;
