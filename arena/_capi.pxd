@@ -108,15 +108,6 @@ cdef extern from "alloc/arena_internal.h" nogil:
     bint arena_unpin(arena_handle *)
     int arena_reset_pinned(arena_handle *)
     uint64_t *arena_epoch(arena_handle *)
-    cdef struct os_residency_t "os_residency":
-        uint64_t present, huge, zero, swapped
-    cdef struct os_features_t "os_features":
-        bint populate, dontneed_locked, pagemap_scan, vma_names
-    const os_features_t *os_features()
-    int os_residency(const os_features_t *, const void *, size_t, os_residency_t *)
-    int os_overcommit_mode()
-    int os_flush(void *, size_t)
-    int os_thp_allowed(uint64_t, bint)
     cdef struct reservation_pin_t "reservation_pin":
         pass
     int reservation_pin(reservation_handle *, reservation_pin_t *, uint64_t, uint64_t, bint)
@@ -142,6 +133,30 @@ cdef extern from "alloc/malloc_adapter.h" nogil:
 cdef extern from "memory/mlockall.h" nogil:
     int mlockall_sparse(bint, bint, bint, arena_error *)
     int munlockall_sparse()
+
+
+cdef extern from "memory/huge_pages.h" nogil:
+    int huge_pages_allowed(uint64_t, bint)
+
+
+cdef extern from "sys/features.h" nogil:
+    cdef struct os_features_t "os_features":
+        bint populate, dontneed_locked, pagemap_scan, vma_names
+    const os_features_t *os_features()
+
+
+cdef extern from "sys/residency.h" nogil:
+    cdef struct os_residency_t "os_residency":
+        uint64_t present, huge, zero, swapped
+    int os_residency(const os_features_t *, const void *, size_t, os_residency_t *)
+
+
+cdef extern from "sys/proc.h" nogil:
+    int os_overcommit_mode()
+
+
+cdef extern from "sys/mapping.h" nogil:
+    int os_flush(void *, size_t)
 
 
 cdef extern from "sys/probe.h" nogil:

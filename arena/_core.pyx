@@ -2430,8 +2430,8 @@ def _probe():
     cdef os_probe_t p
     with nogil:
         os_probe(&p)
-    return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False) > 0,
-            "thp_shared": os_thp_allowed(2 << 20, True) > 0}
+    return {**p, **os_features()[0], "thp": huge_pages_allowed(2 << 20, False) > 0,
+            "thp_shared": huge_pages_allowed(2 << 20, True) > 0}
 
 
 # For _realtime.pyx, which links none of the core.

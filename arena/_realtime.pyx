@@ -440,7 +440,7 @@ cdef extern from "memory/mirror.h" nogil:
         uint64_t bytes
 
 
-cdef extern from "sys/os.h" nogil:
+cdef extern from "sys/page.h" nogil:
     const size_t OS_PAGE
 
 

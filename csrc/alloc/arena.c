@@ -6,7 +6,10 @@
 #include <string.h>
 
 #include "alloc/arena_internal.h"
+#include "memory/mlockall.h"
 #include "sys/list.h"
+#include "sys/page.h"
+#include "sys/thread.h"
 
 static void describe(const struct arena *a, const struct freelist_block *b, struct arena_block *out) {
     out->handle = b->handle;
@@ -80,7 +83,7 @@ static int arena_lock_present(void *self, bool own) {
     struct registry_range part[REGISTRY_RANGES];
     int rc = reservation_lock(&a->reservation, own);
     for (size_t i = own ? 0 : arena_index_ranges(a, part); rc == 0 && i-- > 0;)
-        rc = os_mlock_present(a->reservation.features, part[i].base, part[i].bytes);
+        rc = mlockall_present(a->reservation.features, part[i].base, part[i].bytes);
     return rc;
 }
 

@@ -4,6 +4,7 @@
 
 #include "alloc/arena_internal.h"
 #include "sys/bitmap.h"
+#include "sys/thread.h"
 
 #define NODES_FIRST 2048u  /* 64 KiB */
 #define LEAVES_FIRST 128u  /* 32 KiB */

@@ -5,7 +5,14 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "memory/decommit.h"
+#include "memory/huge_pages.h"
 #include "memory/machine.h"
+#include "memory/mounts.h"
+#include "sys/advice.h"
+#include "sys/file_lock.h"
+#include "sys/thread.h"
+#include "sys/vm_copy.h"
 
 #define BUDGET_NS 100000000u
 
@@ -80,7 +87,7 @@ int backing_give_back(const struct backing *b, void *at, uint64_t offset, uint64
     if ((discard && b->mapping.fd >= 0) || (b->kind->gives == PUNCH && !backing_keeps(b)))
         return punch(b, offset, bytes, unmapped);
     if (b->kind->gives != REMOVE) return 0;
-    int rc = os_madvise_remove(at, bytes);
+    int rc = decommit_shared(at, bytes);
     *unmapped = rc == 0;
     return rc;
 }
@@ -243,8 +250,8 @@ static uint64_t room(const struct backing *b, char *where, size_t size) {
     uint64_t least = UINT64_MAX;
     where[0] = 0;
     if (b->kind->pool) {
-        struct os_pool pool;
-        if (os_hugetlb(b->page, b->node, &pool)) return UINT64_MAX; /* nothing is known of it */
+        struct huge_page_pool pool;
+        if (huge_page_pool(b->page, b->node, &pool)) return UINT64_MAX; /* nothing is known of it */
         snprintf(where, size, "%s", pool.where);
         struct tightest t = {.available = pool.free, .where = where, .size = size};
         (void)machine_hugetlb(b->page, one_limit, &t);
@@ -254,7 +261,11 @@ static uint64_t room(const struct backing *b, char *where, size_t size) {
     if (fs < least) {
         struct os_file file;
         least = fs;
-        if (os_file_look(b->mapping.fd, &file) == 0) os_file_mount(file.device, where, size);
+        struct mount mount;
+        if (os_file_look(b->mapping.fd, &file) == 0) {
+            (void)mounts_find(file.device, &mount);
+            snprintf(where, size, "%s", mount.point);
+        }
     }
     return least;
 }

@@ -10,7 +10,8 @@
 
 #include "memory/cgroups.h"
 #include "sys/held.h"
-#include "sys/os.h"
+#include "sys/proc.h"
+#include "sys/thread.h"
 
 #define LEVELS_MAX 32u
 #define NODES_MAX 64u /* whose files are held open; of others they are opened each time */

@@ -5,9 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory/address_space.h"
+#include "memory/decommit.h"
+#include "memory/mlockall.h"
 #include "memory/reservation_op.h"
+#include "sys/advice.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"
+#include "sys/page.h"
 
 #define UNMAP_STEP ((uint64_t)64 << 20) /* see RELEASE_STEP */
 #define LOCK_STEP ((uint64_t)64 << 20)
@@ -22,7 +27,7 @@ static int make_maps(struct reservation *r) {
     size_t words = (size_t)((r->pages + 63) / 64 + 511) & ~(size_t)511; /* whole 4 KiB each */
     void *maps;
     r->map_bytes = 3 * words * sizeof(uint64_t);
-    int rc = os_reserve(&os_anonymous, r->map_bytes, OS_PAGE, &maps, &r->map_lazy);
+    int rc = address_space_reserve(&os_anonymous, r->map_bytes, OS_PAGE, &maps, &r->map_lazy);
     if (rc) return rc;
     if (r->map_lazy && (rc = os_make_accessible(maps, r->map_bytes)) != 0) {
         os_unmap(maps, r->map_bytes);
@@ -53,7 +58,7 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     *op = "mmap";
     if (align < OS_HUGE) align = OS_HUGE;
     if (align < r->backing.page) align = r->backing.page;
-    int rc = os_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
+    int rc = address_space_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
     if (rc) return rc;
     r->base = base;
     rc = reservation_advise(r, base, r->backing.bytes, op);
@@ -149,7 +154,7 @@ int reservation_close(reservation *r) {
     for (uint64_t from = 0; !r->address_lost && !r->dropped && from < r->present_end;) {
         uint64_t start = bit_next(r->present, from, r->present_end, true), step = (UNMAP_STEP >> r->page_shift) + 1;
         from = bit_next(r->present, start, start + step < r->present_end ? start + step : r->present_end, false);
-        if (from > start) (void)os_decommit(r->features, at_page(r, start), bytes_of(r, from - start));
+        if (from > start) (void)decommit_pages(r->features, at_page(r, start), bytes_of(r, from - start));
     }
     registry_lock();
     reservation_undo(r, NULL);
@@ -214,7 +219,7 @@ static bool next_to_lock(const struct reservation *r, uint64_t *from, struct res
 int reservation_lock(void *self, bool own) {
     struct reservation *r = self;
     bool some = r->base && (r->mlocks || !own);
-    int rc = some && !own ? os_mlock_present(r->features, r->present, r->map_bytes) : 0;
+    int rc = some && !own ? mlockall_present(r->features, r->present, r->map_bytes) : 0;
     for (uint64_t from = 0; rc == 0 && some;) {
         struct reservation_op op = {.locking = true};
         mutex_lock(&r->lock);
@@ -285,8 +290,8 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
  * be had for all of the range, as something else was mapped there meanwhile, it is tried for what was ever committed; and
  * nothing of it is unmapped later. */
 static void replace_dropped(struct reservation *r) {
-    r->address_lost = os_map_at(r->base, bytes_of(r, r->pages)) != 0;
-    r->lost = r->address_lost && r->present_end && os_map_at(r->base, bytes_of(r, r->present_end)) != 0;
+    r->address_lost = address_space_fill(r->base, bytes_of(r, r->pages)) != 0;
+    r->lost = r->address_lost && r->present_end && address_space_fill(r->base, bytes_of(r, r->present_end)) != 0;
 }
 
 void reservation_after_fork_child(struct reservation *r) {

@@ -16,8 +16,9 @@
 #include "memory/backing.h"
 #include "memory/preflight.h"
 #include "memory/registry.h"
+#include "sys/advice.h"
+#include "sys/features.h"
 #include "sys/mutex.h"
-#include "sys/os.h"
 
 struct reservation_op {
     uint64_t first, end; /* pages */

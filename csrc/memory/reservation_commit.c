@@ -2,10 +2,13 @@
 #include <errno.h>
 #include <string.h>
 
+#include "memory/decommit.h"
 #include "memory/mlockall.h"
 #include "memory/populate.h"
 #include "memory/reservation_op.h"
 #include "sys/bitmap.h"
+#include "sys/mlock.h"
+#include "sys/residency.h"
 
 #define RELEASE_STEP ((uint64_t)64 << 20) /* 4 ms of 4 KiB pages: for how long one call keeps the mmap_lock */
 
@@ -14,7 +17,7 @@
 int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end) {
     char *at = at_page(r, first);
     uint64_t bytes = bytes_of(r, end - first);
-    if (!r->lazy && !backing_is_mapped_anew(&r->backing, r->features)) return os_decommit(r->features, at, bytes);
+    if (!r->lazy && !backing_is_mapped_anew(&r->backing, r->features)) return decommit_pages(r->features, at, bytes);
     int rc = r->lazy ? os_decommit_lazy(&r->backing.mapping, at, bytes, bytes_of(r, first))
                      : os_map_anew(&r->backing.mapping, at, bytes, bytes_of(r, first));
     const char *unused;

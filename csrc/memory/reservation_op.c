@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "sys/advice.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"
+#include "sys/thread.h"
 
 int reservation_explain(struct arena_error *e, int rc, const char *op, uint64_t offset, uint64_t requested) {
     if (e) {

@@ -28,13 +28,4 @@ void os_held_close(struct os_held *h);
 int os_held_lock(struct os_held *h);
 void os_held_unlock(struct os_held *h);
 
-/* The folders in a folder, as long as `each` answers true. */
-int os_each_folder(const char *path, bool (*each)(void *arg, const char *name), void *arg);
-/* Is the path there? */
-bool os_exists(const char *path);
-/* The id of this process, as /proc and cgroup.procs show it. */
-int os_pid(void);
-/* Is this process in the machine's first cgroup namespace? Also true where the kernel has no such namespaces. */
-bool os_first_cgroup_namespace(void);
-
 #endif

@@ -6,13 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
-
-#include "sys/os.h"
 
 _Thread_local uint32_t mutex_tid;
 
 void mutex_lock_slowly(struct mutex *l) {
+    const struct timespec short_while = {.tv_nsec = 50000};
     if (!mutex_tid) mutex_tid = (uint32_t)syscall(SYS_gettid);
     for (;;) {
         uint32_t unlocked = 0;
@@ -27,7 +27,7 @@ void mutex_lock_slowly(struct mutex *l) {
             case EAGAIN: break; /* the holder is about to exit, or the word has changed meanwhile */
             case ENOMEM:        /* the kernel has none for its notes just now */
             case ENOSYS:
-                os_sleep_us(50);
+                (void)nanosleep(&short_while, NULL);
                 break; /* a kernel without PI futexes: no inheritance, but a lock */
             /* Taken twice by one thread, or by one that is no more: our bug, and no way on. */
             default: abort();

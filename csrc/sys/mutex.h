@@ -1,4 +1,4 @@
-/* mutex.h: the short lock. Priority-inheriting, so that a real-time thread waits for the few instructions of a
+/* mutex.h: the short mutex. Priority-inheriting, so that a real-time thread waits for the few instructions of a
  * lower-priority holder and not for whoever runs instead of it.
  *
  * The kernel's PI futex (futex(2), FUTEX_LOCK_PI) with the uncontended path in line: two compare-and-swaps and no
@@ -9,8 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* The order in which one thread may take locks: each after those of a lower rank. No system call is made under those of an
- * arena or a reservation. Builds with ARENA_CHECKED abort where that is broken. */
+/* The order in which one thread may lock mutexes: each after those of a lower rank. No system call is made under those of an
+ * arena or a reservation. Builds with ARENA_CHECKED abort where either is broken. */
 enum mutex_rank { MUTEX_RANK_REGISTRY, MUTEX_RANK_ARENA, MUTEX_RANK_RESERVATION };
 
 struct mutex {
@@ -34,9 +34,9 @@ void mutex_unlock_slowly(struct mutex *l);
 #ifdef ARENA_CHECKED
 void mutex_check_lock(const struct mutex *l);
 void mutex_check_unlock(const struct mutex *l);
-/* Aborts under a lock of an arena or a reservation: to be called before a system call. */
+/* Aborts under the mutex of an arena or a reservation: every function of this folder that makes a system call begins with it. */
 void mutex_check_none(void);
-/* While a fork is under way its thread holds the locks of all arenas at once; in the child it holds none. */
+/* While a fork is under way its thread holds the mutexes of all arenas at once; in the child it holds none. */
 void mutex_check_fork(bool begins);
 #else
 static inline void mutex_check_lock(const struct mutex *l) { (void)l; }
@@ -58,7 +58,7 @@ static inline void mutex_unlock(struct mutex *l) {
     if (!__atomic_compare_exchange_n(&l->word, &tid, 0, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) mutex_unlock_slowly(l);
 }
 
-/* Only where no other thread can know the lock: at creation, and in the child of a fork. */
+/* Only where no other thread can know the mutex: at creation, and in the child of a fork. */
 static inline void mutex_reset(struct mutex *l) { __atomic_store_n(&l->word, 0, __ATOMIC_RELAXED); }
 
 #endif

@@ -10,7 +10,8 @@
 #include <unistd.h>
 
 #include "sys/files.h"
-#include "sys/os.h"
+#include "sys/mutex.h"
+#include "sys/page.h"
 
 /* Values of the kernel's ABI that older headers lack. */
 #define ADVICE_GUARD_INSTALL 102
@@ -51,6 +52,7 @@ static int lock_future(void *page) {
 }
 
 void os_probe(struct os_probe *out) {
+    mutex_check_none();
     int memfd = -1, rc = os_memfd("arena", 0, &memfd);
     if (rc == 0) os_close_file(memfd);
     *out = (struct os_probe){.memfd = rc,

@@ -104,7 +104,7 @@ int os_residency(const struct os_features *f, const void *addr, size_t bytes, st
 
 @functools.cache
 def library() -> Any:
-    structs = struct("sys/os.h", "os_features") + struct("sys/os.h", "os_residency")
+    structs = struct("sys/features.h", "os_features") + struct("sys/residency.h", "os_residency")
     declared = declarations("include/arena.h") + declarations("alloc/malloc_adapter.h") + structs + EXTRA_DECLARED
     with tempfile.TemporaryDirectory() as folder:
         return build(ffi, Path(folder, "core.so"), sorted(CSRC.glob("*/*.c")), EXTRA, declared)
