@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory/explain.h"
 #include "memory/registry.h"
-#include "memory/reservation_op.h"
 #include "sys/os.h"
 
 static bool commits; /* atomic */
@@ -121,7 +121,7 @@ int mlockall_sparse(bool current, bool future, bool on_fault, struct arena_error
         os_mlock_limit(&limit, &locked);
         set(false);
         (void)unlock_others();
-        reservation_explain(error, rc, "mlockall", 0, failed);
+        explain(error, rc, "mlockall", 0, failed);
         if (error) {
             error->committed = locked;
             error->available = limit;
