@@ -62,7 +62,7 @@ cdef extern from "arena.h" nogil:
         uint32_t version
         arena_handle *(*of)(void *)
         int (*alloc)(arena_handle *, uint64_t, uint64_t, unsigned, arena_progress, void *, arena_block *, arena_error *)
-        int (*attempt)(arena_handle *, uint64_t, uint64_t, arena_block *)
+        int (*alloc_committed)(arena_handle *, uint64_t, uint64_t, arena_block *)
         int (*free)(arena_handle *, uint64_t)
         int (*resize)(arena_handle *, uint64_t, uint64_t, arena_progress, void *, arena_block *, arena_error *)
         int (*find)(arena_handle *, const void *, arena_block *)
@@ -86,10 +86,10 @@ cdef extern from "arena.h" nogil:
     int arena_close(arena_handle *, bint)
     bint arena_is_closed(const arena_handle *)
     int arena_destroy(arena_handle *)
-    int arena_try(arena_handle *, uint64_t, uint64_t, arena_block *)
+    int arena_alloc_committed(arena_handle *, uint64_t, uint64_t, arena_block *)
     int arena_alloc(arena_handle *, uint64_t, uint64_t, unsigned, arena_progress, void *, arena_block *, arena_error *)
-    int arena_give(arena_handle *, uint64_t, c_bool *)
-    int arena_collect(arena_handle *)
+    int arena_free_deferred(arena_handle *, uint64_t, c_bool *)
+    int arena_purge(arena_handle *)
     int arena_free(arena_handle *, uint64_t)
     int arena_resize(arena_handle *, uint64_t, uint64_t, arena_progress, void *, arena_block *, arena_error *)
     int arena_find(arena_handle *, const void *, arena_block *)
@@ -104,27 +104,18 @@ cdef extern from "arena.h" nogil:
 
 
 cdef extern from "alloc/arena_internal.h" nogil:
-    int arena_give_pinned(arena_handle *, uint64_t, c_bool *)
+    int arena_free_deferred_pinned(arena_handle *, uint64_t, c_bool *)
     bint arena_unpin(arena_handle *)
     int arena_reset_pinned(arena_handle *)
     uint64_t *arena_epoch(arena_handle *)
-    cdef struct os_residency_t "os_residency":
-        uint64_t present, huge, zero, swapped
-    cdef struct os_features_t "os_features":
-        bint populate, dontneed_locked, pagemap_scan, vma_names
-    const os_features_t *os_features()
-    int os_residency(const os_features_t *, const void *, size_t, os_residency_t *)
-    int os_overcommit_mode()
-    int os_flush(void *, size_t)
-    int os_thp_allowed(uint64_t, bint)
     cdef struct reservation_pin_t "reservation_pin":
         pass
     int reservation_pin(reservation_handle *, reservation_pin_t *, uint64_t, uint64_t, bint)
     void reservation_unpin(reservation_handle *, reservation_pin_t *)
 
 
-cdef extern from "alloc/heap.h" nogil:
-    cdef struct heap:
+cdef extern from "alloc/malloc_adapter.h" nogil:
+    cdef struct malloc_adapter:
         arena_handle *arena
         c_bool overflow
         void *(*leave)() noexcept
@@ -132,11 +123,11 @@ cdef extern from "alloc/heap.h" nogil:
         arena_progress progress
         void (*closed)(void *) noexcept
         void *arg
-    void *heap_malloc(void *, size_t)
-    void *heap_calloc(void *, size_t, size_t)
-    void *heap_realloc(void *, void *, size_t)
-    void heap_free(void *, void *, size_t)
-    int heap_why(arena_handle *, arena_error *)
+    void *adapter_malloc(void *, size_t)
+    void *adapter_calloc(void *, size_t, size_t)
+    void *adapter_realloc(void *, void *, size_t)
+    void adapter_free(void *, void *, size_t)
+    int adapter_why(arena_handle *, arena_error *)
 
 
 cdef extern from "memory/mlockall.h" nogil:
@@ -144,7 +135,31 @@ cdef extern from "memory/mlockall.h" nogil:
     int munlockall_sparse()
 
 
-cdef extern from "sys/os_probe.h" nogil:
+cdef extern from "memory/huge_pages.h" nogil:
+    int huge_pages_allowed(uint64_t, bint)
+
+
+cdef extern from "sys/features.h" nogil:
+    cdef struct os_features_t "os_features":
+        bint populate, dontneed_locked, pagemap_scan, vma_names
+    const os_features_t *os_features()
+
+
+cdef extern from "sys/residency.h" nogil:
+    cdef struct os_residency_t "os_residency":
+        uint64_t present, huge, zero, swapped
+    int os_residency(const os_features_t *, const void *, size_t, os_residency_t *)
+
+
+cdef extern from "sys/proc.h" nogil:
+    int os_overcommit_mode()
+
+
+cdef extern from "sys/mapping.h" nogil:
+    int os_flush(void *, size_t)
+
+
+cdef extern from "sys/probe.h" nogil:
     cdef struct os_probe_t "os_probe":
         int guard, memfd, memfd_secret, mlock, mbind, perf_event_open, thp_disabled, lock_future
     void os_probe(os_probe_t *)

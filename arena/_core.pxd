@@ -38,7 +38,7 @@ cdef public class Arena [object ArenaArenaObject, type ArenaArenaType, check_siz
 # For other Cython modules, without the GIL: memory of a Python Arena's arena. A block that was had this way keeps
 # nothing alive; free it before the Arena goes. -errno as in arena.h.
 cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
-cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
+cdef int block_alloc_committed(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
 cdef int block_free(Arena a, uint64_t handle) noexcept nogil
 
 

@@ -54,8 +54,8 @@ struct reservation_config {
     enum arena_pages pages;
     uint64_t page_bytes; /* THP: 0 is 2 MiB. AUTO: the most; 0 is 2 MiB */
     enum arena_backing backing;
-    const char
-        *path; /* ARENA_BACKING_PATH: a directory (an unnamed file in it), a file, or none yet (made, and kept) */
+    /* ARENA_BACKING_PATH: a directory (an unnamed file in it), a file, or none yet (made, and kept). */
+    const char *path;
     int fd; /* ARENA_BACKING_FD: anything that mmap takes; duplicated */
     bool shared, readonly;
     bool bind; /* to NUMA node `node` */
@@ -127,8 +127,8 @@ int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t byt
 
 struct arena_config {
     struct reservation_config reservation;
-    uint64_t
-        chunk; /* unit of commit and release: a power of two from 4 KiB to 1 GiB; 0: 2 MiB, less for a small arena */
+    /* The unit of commit and release: a power of two from 4 KiB to 1 GiB; 0: 2 MiB, less for a small arena. */
+    uint64_t chunk;
     bool read_only_populate; /* commit for reading: the zero page until written */
     uint64_t retain; /* free committed bytes to keep; UINT64_MAX: all, until arena_trim */
     uint64_t decay_ns; /* what was free beyond `retain` for so long is released at the next free; 0: at once */
@@ -147,7 +147,7 @@ struct arena_block {
 struct arena_stats {
     uint64_t reserved, committed, live, free_committed, blocks, peak_committed, peak_live, commits, releases;
     uint64_t commit_ns, release_ns, largest_free, free;
-    uint64_t overflows; /* what its heaps (heap.h) took from malloc instead */
+    uint64_t overflows; /* what its heaps (malloc_adapter.h) took from malloc instead */
 };
 
 enum { ARENA_ZERO = 1, ARENA_NO_GROW = 2 };
@@ -164,16 +164,16 @@ int arena_destroy(arena *a);
 
 /* From committed memory only, with index work only: no system call, no fault. -ENOSPC or -EAGAIN: arena_alloc may do it.
  * -EINVAL: bytes is 0, or align no power of two up to the chunk. -ESHUTDOWN: closed. -ENOTCONN: dropped at fork. */
-int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out);
+int arena_alloc_committed(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out);
 /* Commits what is missing. -ENOSPC: no free range that large (error->available: the largest). -ECANCELED: a fork's child lost
- * the block to the fork. Else as arena_try and reservation_commit, and the range is free again. */
+ * the block to the fork. Else as arena_alloc_committed and reservation_commit, and the range is free again. */
 int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_progress progress, void *arg,
                 struct arena_block *out, struct arena_error *error);
 
-/* -EINVAL: no live block has this handle (freed before, or not of this arena). *due: arena_collect has something to give back:
+/* -EINVAL: no live block has this handle (freed before, or not of this arena). *due: arena_purge has something to give back:
  * free memory beyond what is to be retained, or the mapping of a closed arena. arena_free does both. */
-int arena_give(arena *a, uint64_t handle, bool *due);
-int arena_collect(arena *a);
+int arena_free_deferred(arena *a, uint64_t handle, bool *due);
+int arena_purge(arena *a);
 int arena_free(arena *a, uint64_t handle);
 /* In place, or -ENOSPC. -ECANCELED: freed meanwhile. Else as arena_alloc, and the block is as it was. */
 int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progress, void *arg, struct arena_block *out,
@@ -188,7 +188,7 @@ int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progre
 /* Releases free committed chunks until at most `keep` bytes and a chunk of free memory are left; bytes to *freed. */
 int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error);
 /* Every block is freed; handles are stale. The caller sees to it that nobody uses them. -EBUSY: one is being committed, or
- * some are a heap's (heap.h). */
+ * some are a heap's (malloc_adapter.h). */
 int arena_reset(arena *a);
 
 void arena_get(arena *a, struct arena_stats *out);
@@ -210,7 +210,7 @@ struct arena_api {
     arena *(*of)(void *py_arena);
     int (*alloc)(arena *, uint64_t bytes, uint64_t align, unsigned flags, arena_progress, void *arg,
                  struct arena_block *, struct arena_error *);
-    int (*attempt)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
+    int (*alloc_committed)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
     int (*free)(arena *, uint64_t handle);
     int (*resize)(arena *, uint64_t handle, uint64_t bytes, arena_progress, void *arg, struct arena_block *,
                   struct arena_error *);

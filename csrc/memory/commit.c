@@ -1,4 +1,6 @@
 #include "memory/commit.h"
+#include "sys/residency.h"
+#include "sys/thread.h"
 
 #include <errno.h>
 #include <string.h>
@@ -17,7 +19,7 @@ static int commit_begin(struct commit *c, commit_look look) {
     struct reservation *r = c->r;
     uint64_t asked = 0;
     int rc = 0;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     while (rc == 0) {
         c->step = REFUSED;
         rc = r->refuse;
@@ -36,7 +38,7 @@ static int commit_begin(struct commit *c, commit_look look) {
         op_begin(r, &c->op);
         c->epoch = r->shared_epoch;
     }
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return rc;
 }
 
@@ -133,7 +135,7 @@ static int populate_run(struct commit *c, uint64_t first, uint64_t end) {
     int rc = 0;
     if (r->lazy && c->pages != COMMITTED) {
         c->step = PROTECT;
-        rc = os_open(at_page(r, first), bytes_of(r, end - first));
+        rc = os_make_accessible(at_page(r, first), bytes_of(r, end - first));
         if (rc) return rc;
     }
     c->step = MLOCK; /* first: it is refused at once, or not at all */
@@ -197,7 +199,7 @@ static int commit_end(struct commit *c, int rc, uint64_t began, uint64_t *newly,
     commit_forget_made(r, &c->op);
     op_unlock_peers(r, &c->op);
     if (c->populate.promised) preflight_keep_promise(c->populate.promised);
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     *newly = rc ? 0 : book(c);
     pages_catch_up_with_mlockall(r, &c->op);
     if (rc == 0 && c->pages != COMMITTED) r->commit_ns += os_now_ns() - began;

@@ -10,9 +10,9 @@ static bool was_punched(struct reservation *r, uint64_t offset, uint64_t bytes) 
     uint64_t at = offset >> r->page_shift, end = (offset + bytes + bytes_of(r, 1) - 1) >> r->page_shift;
     while (at < end) {
         uint64_t start;
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         bool some = bit_next_run(r->present, true, &at, end, &start);
-        lock_drop(&r->lock);
+        mutex_unlock(&r->lock);
         if (!some) break;
         uint64_t from = bytes_of(r, start), there = bytes_of(r, at - start);
         /* Not by a release of our own. */

@@ -1,4 +1,5 @@
 #include "memory/explain.h"
+#include "sys/mlock.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -99,9 +100,9 @@ int commit_explain(const struct commit *c, int rc, struct arena_error *error) {
         case PEERS: op_explain_lock(r, &c->op, rc, e); break;
         default: explain(e, rc, name_of(c), c->offset, c->step == READONLY ? c->bytes : c->populate.total); break;
     }
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     e->committed = bytes_of(r, r->committed);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     switch (c->step) {
         case READONLY:
         case PEERS: break;

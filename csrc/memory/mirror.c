@@ -4,13 +4,17 @@
 #include <errno.h>
 #include <string.h>
 
+#include "memory/address_space.h"
+#include "memory/decommit.h"
 #include "memory/explain.h"
 #include "memory/mlockall.h"
 #include "memory/populate.h"
 #include "memory/preflight.h"
 #include "memory/registry.h"
-#include "sys/os.h"
-#include "sys/os_file.h"
+#include "sys/advice.h"
+#include "sys/files.h"
+#include "sys/mlock.h"
+#include "sys/page.h"
 
 #define BYTES_MAX ((uint64_t)64 << 40)
 #define UNMAP_STEP ((uint64_t)64 << 20) /* 4 ms of small pages */
@@ -56,7 +60,7 @@ static int lock(void *self, bool own) {
     if (m->changing || (own && !m->lock)) return 0; /* who makes it looks for himself when he is done */
     int rc = lock_first(m);
     /* In the child of a fork it is not mapped yet. */
-    if (rc == 0 && !own) (void)os_populate(m->base, whole(m), true);
+    if (rc == 0 && !own) (void)populate_at_once(m->features, m->base, whole(m), true, false);
     return rc;
 }
 
@@ -67,12 +71,12 @@ static int map(struct making *m) {
     bool lazy;
     void *base;
     m->op = "mmap";
-    int rc = os_reserve(&m->file, m->span + m->mirror->bytes, OS_PAGE, &base, &lazy);
+    int rc = address_space_reserve(&m->file, m->span + m->mirror->bytes, OS_PAGE, &base, &lazy);
     if (rc) return rc;
     m->mirror->base = base;
     char *second = m->mirror->base + m->span;
-    rc = os_close(&m->file, second, m->mirror->bytes, OS_PAGE);
-    if (rc == 0) rc = os_open(second, m->mirror->bytes);
+    rc = os_decommit_lazy(&m->file, second, m->mirror->bytes, OS_PAGE);
+    if (rc == 0) rc = os_make_accessible(second, m->mirror->bytes);
     if (rc == 0) (void)os_advise_dump(base, m->span + m->mirror->bytes, false);
     return rc;
 }
@@ -89,7 +93,7 @@ static int map_and_register(struct making *m) {
 
 static int make_present(struct making *m, const struct preflight *preflight) {
     struct preparation preparation = {.base = m->mirror->base, .fd = m->file.fd};
-    struct populate first = {.features = os_features(),
+    struct populate first = {.features = m->mirror->features,
                              .preflight = preflight,
                              .write = true,
                              .page = OS_PAGE,
@@ -134,7 +138,7 @@ static int make_file(struct making *m, const char *name) {
     int rc = os_memfd(name, 0, &m->file.fd);
     if (rc) return rc;
     m->op = "ftruncate";
-    rc = os_truncate(m->file.fd, m->span);
+    rc = os_file_set_size(m->file.fd, m->span);
     if (rc) return rc;
     m->op = "fcntl(F_ADD_SEALS)";
     return os_seal_size(m->file.fd);
@@ -161,7 +165,8 @@ int mirror_create(uint64_t bytes, bool lock_it, const char *name, arena_progress
                   struct mirror *out, struct arena_error *error) {
     if (bytes == 0 || bytes > BYTES_MAX) return explain(error, -EINVAL, "size", 0, bytes);
     bytes = (bytes + OS_PAGE - 1) & ~(uint64_t)(OS_PAGE - 1);
-    *out = (struct mirror){.bytes = bytes, .lock = lock_it, .changing = true, .thread = pthread_self()};
+    *out = (struct mirror){
+        .features = os_features(), .bytes = bytes, .lock = lock_it, .changing = true, .thread = pthread_self()};
     struct making m = {.mirror = out,
                        .file = {.fd = -1, .shared = true},
                        .report = {.available = UINT64_MAX},
@@ -185,7 +190,7 @@ void mirror_destroy(struct mirror *m) {
     /* As reservation_close: to unmap what is present holds the mmap_lock for long. */
     for (uint64_t at = 0, n; at < whole(m); at += n) {
         n = whole(m) - at < UNMAP_STEP ? whole(m) - at : UNMAP_STEP;
-        (void)os_release(os_features(), m->base + at, n);
+        (void)decommit_pages(m->features, m->base + at, n);
     }
     registry_lock();
     os_unmap(m->base, whole(m));

@@ -12,6 +12,7 @@
 
 #include "arena.h"
 #include "memory/registry.h"
+#include "sys/features.h"
 
 struct mirror {
     char *base;     /* the page; the two mappings follow it. NULL: there is none (any more) */
@@ -19,6 +20,7 @@ struct mirror {
     bool lock;      /* in any case, whatever lock_memory() does */
     bool changing;  /* it is being made, or about to be unmapped, by this thread */
     pthread_t thread;
+    const struct os_features *features;
     struct registry_entry entry;
 };
 

@@ -6,8 +6,13 @@
 #include <string.h>
 
 #include "memory/explain.h"
+#include "memory/populate.h"
 #include "memory/registry.h"
-#include "sys/os.h"
+#include "sys/fault_in.h"
+#include "sys/mlock.h"
+#include "sys/page.h"
+#include "sys/proc.h"
+#include "sys/residency.h"
 
 static bool commits; /* atomic */
 static uint32_t commits_in; /* atomic: fork_generation of the process that said so */
@@ -24,6 +29,27 @@ static void set(bool on) {
     __atomic_store_n(&commits_in, __atomic_load_n(&fork_generation, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     __atomic_store_n(&commits, on, __ATOMIC_RELEASE);
     __atomic_fetch_add(&generation, 1, __ATOMIC_RELEASE);
+}
+
+int mlockall_present(const struct os_features *f, void *addr, size_t bytes) {
+    unsigned char there[4096]; /* 16 MiB at a time */
+    for (char *at = addr, *end = at + bytes, *next; at < end; at = next) {
+        next = (size_t)(end - at) > sizeof there * OS_PAGE ? at + sizeof there * OS_PAGE : end;
+        size_t pages = (size_t)(next - at) / OS_PAGE, from = 0, to;
+        int rc = os_mincore(at, (size_t)(next - at), there);
+        if (rc) return rc;
+        for (; from < pages; from = to + 1) {
+            for (to = from; to < pages && there[to] & 1; to++) {
+            }
+            if (to == from) continue;
+            char *first = at + from * OS_PAGE;
+            size_t nbytes = (to - from) * OS_PAGE;
+            if ((rc = os_mlock(first, nbytes)) != 0) return rc;
+            /* As mlock(2) without MLOCK_ONFAULT: what a fork has made copy-on-write is our own again. */
+            if (populate_at_once(f, first, nbytes, true, true)) os_touch(first, nbytes, OS_PAGE, true);
+        }
+    }
+    return 0;
 }
 
 struct walk {

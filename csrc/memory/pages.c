@@ -1,4 +1,6 @@
 #include "memory/pages.h"
+#include "memory/decommit.h"
+#include "sys/mlock.h"
 
 #include "memory/mlockall.h"
 #include "sys/bitmap.h"
@@ -20,11 +22,11 @@ int pages_unmap(struct reservation *r, uint64_t first, uint64_t end) {
     uint64_t bytes = bytes_of(r, end - first), offset = bytes_of(r, first);
     int rc;
     if (r->lazy)
-        rc = os_close(&r->backing.mapping, at, bytes, offset);
+        rc = os_decommit_lazy(&r->backing.mapping, at, bytes, offset);
     else if (backing_is_mapped_anew(&r->backing, r->features))
         rc = os_map_anew(&r->backing.mapping, at, bytes, offset);
     else
-        return os_release(r->features, at, bytes);
+        return decommit_pages(r->features, at, bytes);
     const char *unused;
     if (rc == 0) (void)pages_advise(r, at, bytes, &unused);
     return rc;
@@ -71,10 +73,10 @@ void pages_catch_up_with_mlockall(struct reservation *r, struct reservation_op *
     while (op->left_out || op->mlockall_seen != mlockall_generation()) {
         op->left_out = false;
         op->mlockall_seen = mlockall_generation();
-        lock_drop(&r->lock);
+        mutex_unlock(&r->lock);
         for (uint64_t from = op->first, start; bit_next_run(r->present, true, &from, op->end, &start);)
             (void)pages_lock(r, start, from);
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
     }
 }
 

@@ -2,7 +2,9 @@
 
 #include <errno.h>
 
-#include "sys/lock.h"
+#include "sys/fault_in.h"
+#include "sys/residency.h"
+#include "sys/thread.h"
 
 #define PROGRESS_NS 10000000u       /* how often the caller is asked whether to go on */
 #define NEIGHBOURS_NS 50000000u /* how often the process is looked at for other threads */
@@ -67,11 +69,11 @@ static void yield_mmap_lock(struct backoff *b, uint64_t now, uint64_t spent) {
     b->worked = 0;
 }
 
-/* What the kernel cannot be asked is faulted in by hand. */
-static int fill(const struct populate *p, char *at, uint64_t n) {
-    if (p->features->populate) return os_populate(at, n, p->write);
-    if (!p->touchable) return os_touch_carefully(at, n, OS_PAGE, p->write);
-    os_touch(at, n, OS_PAGE, p->write);
+/* What the kernel cannot be asked for is faulted in by hand. */
+int populate_at_once(const struct os_features *f, void *at, size_t bytes, bool write, bool touchable) {
+    if (f->populate) return os_populate(at, bytes, write);
+    if (!touchable) return os_touch_carefully(at, bytes, OS_PAGE, write);
+    os_touch(at, bytes, OS_PAGE, write);
     return 0;
 }
 
@@ -111,7 +113,7 @@ static int one_step(struct populate *p, char *at, uint64_t n, struct backoff *b)
     uint64_t start = os_now_ns();
     if (tail) rc = tail_first(p, at, n, touch);
     uint64_t touched = os_now_ns();
-    if (rc == 0) rc = fill(p, at, n);
+    if (rc == 0) rc = populate_at_once(p->features, at, n, p->write, p->touchable);
     uint64_t end = os_now_ns();
     if (trial) {
         uint64_t *best = &trial->best[tail], old = __atomic_load_n(best, __ATOMIC_RELAXED);

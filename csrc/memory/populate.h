@@ -23,7 +23,8 @@
 #include "arena.h"
 #include "memory/preflight.h"
 #include "memory/prepare.h"
-#include "sys/os.h"
+#include "sys/features.h"
+#include "sys/page.h"
 
 #define POPULATE_STEP OS_HUGE
 
@@ -47,6 +48,10 @@ struct populate {
     /* If it moves the helpers are gone: this is the child of a fork made in `progress`. */
     const uint32_t *fork_generation;
 };
+
+/* All at once, without steps and politeness, for what is small: by a populate call where the kernel has one, else by touches.
+ * touchable: as above. -errno as os_populate and os_touch_carefully. */
+int populate_at_once(const struct os_features *f, void *at, size_t bytes, bool write, bool touchable);
 
 /* 0, or -errno of the first failure; then an unknown part of the range is present. */
 int populate_range(struct populate *p, char *base, uint64_t bytes);

@@ -5,7 +5,7 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "sys/os.h"
+#include "sys/thread.h"
 
 #define GOOD_FOR_NS 100000000u    /* neighbours move: what was seen 0.1 s ago is not believed */
 #define SHARE 64                  /* of what is left is given out without another look */

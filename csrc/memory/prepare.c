@@ -1,4 +1,5 @@
 #include "memory/prepare.h"
+#include "sys/files.h"
 
 #include <errno.h>
 

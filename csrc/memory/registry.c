@@ -3,31 +3,31 @@
 #include <pthread.h>
 
 #include "sys/list.h"
-#include "sys/lock.h"
+#include "sys/mutex.h"
 
 uint32_t fork_generation;
 
-static struct lock list_lock;
+static struct mutex list_lock;
 static struct registry_entry *list;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void before(void) {
-    lock_take(&list_lock);
-    lock_check_fork(true);
+    mutex_lock(&list_lock);
+    mutex_check_fork(true);
     for (struct registry_entry *e = list; e; e = e->next) e->before(e->self);
 }
 
 static void parent(void) {
     for (struct registry_entry *e = list; e; e = e->next) e->parent(e->self);
-    lock_check_fork(false);
-    lock_check_take(&list_lock);
-    lock_drop(&list_lock);
+    mutex_check_fork(false);
+    mutex_check_lock(&list_lock);
+    mutex_unlock(&list_lock);
 }
 
 static void child(void) {
-    lock_tid = 0; /* the child's thread has another id */
-    lock_check_fork(false);
-    lock_reset(&list_lock);
+    mutex_tid = 0; /* the child's thread has another id */
+    mutex_check_fork(false);
+    mutex_reset(&list_lock);
     __atomic_fetch_add(&fork_generation, 1, __ATOMIC_RELAXED);
     for (struct registry_entry *e = list, *next; e; e = next) {
         next = e->next; /* what was in the middle of its end, ends */
@@ -39,10 +39,10 @@ static void install(void) { (void)pthread_atfork(before, parent, child); }
 
 void registry_lock(void) {
     pthread_once(&once, install);
-    lock_take(&list_lock);
+    mutex_lock(&list_lock);
 }
 
-void registry_unlock(void) { lock_drop(&list_lock); }
+void registry_unlock(void) { mutex_unlock(&list_lock); }
 
 void registry_add(struct registry_entry *e) { LIST_PUSH(list, e); }
 void registry_remove(struct registry_entry *e) { LIST_REMOVE(list, e); }

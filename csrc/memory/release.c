@@ -4,6 +4,8 @@
 #include "memory/pages.h"
 #include "memory/reservation_op.h"
 #include "sys/bitmap.h"
+#include "sys/residency.h"
+#include "sys/thread.h"
 
 /* A release on its way. */
 struct release {
@@ -22,7 +24,7 @@ int reservation_release_begin(struct reservation *r, struct reservation_op *op, 
                               bool whole) {
     *op = (struct reservation_op){
         .first = offset >> r->page_shift, .end = (offset + bytes) >> r->page_shift, .release = true};
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     struct reservation_users users = reservation_users(r, op);
     int rc = r->refuse;
     if (rc == 0 && users.op) rc = pthread_equal(users.op->thread, pthread_self()) ? -EDEADLK : -EAGAIN;
@@ -31,7 +33,7 @@ int reservation_release_begin(struct reservation *r, struct reservation_op *op, 
         if (!whole) op_clip(r, op);
         op_begin(r, op);
     }
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return rc;
 }
 
@@ -63,12 +65,12 @@ static int give_back(const struct release *rel, uint64_t first, uint64_t end, bo
 
 static void book(struct release *rel, uint64_t first, uint64_t end, int rc) {
     struct reservation *r = rel->r;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     if (rc == 0) rel->got += gets(rel, first, end);
     uint64_t cleared = bit_fill(r->present, first, end, false);
     (void)bit_fill(r->writable, first, end, false);
     r->committed -= cleared;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     rel->pages += cleared;
 }
 
@@ -156,7 +158,7 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
     else
         rc = release_all(&rel, op, error);
     op_unlock_peers(r, op);
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     pages_catch_up_with_mlockall(r, op); /* what could not be released stays present */
     if (rel.pages) r->releases++;
     r->release_ns += os_now_ns() - began;
@@ -180,10 +182,10 @@ static const char *refused_by(int rc) {
 /* Until what is in the way has ended. */
 static int wait_for_others(struct reservation *r, const struct reservation_op *op, arena_progress progress, void *arg,
                            uint64_t *asked) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     const struct reservation_op *other = op_in_the_way(r, op->first, op->end, false);
     int rc = other ? op_wait_for(r, other, progress, arg, asked) : 0;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return rc;
 }
 

@@ -5,11 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory/address_space.h"
 #include "memory/commit.h"
+#include "memory/decommit.h"
 #include "memory/explain.h"
 #include "memory/mlockall.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"
+#include "sys/page.h"
 
 #define LOCK_STEP ((uint64_t)64 << 20)
 
@@ -23,9 +26,9 @@ static int make_maps(struct reservation *r) {
     size_t words = (size_t)((r->pages + 63) / 64 + 511) & ~(size_t)511; /* whole 4 KiB each */
     void *maps;
     r->map_bytes = 3 * words * sizeof(uint64_t);
-    int rc = os_reserve(&os_anonymous, r->map_bytes, OS_PAGE, &maps, &r->map_lazy);
+    int rc = address_space_reserve(&os_anonymous, r->map_bytes, OS_PAGE, &maps, &r->map_lazy);
     if (rc) return rc;
-    if (r->map_lazy && (rc = os_open(maps, r->map_bytes)) != 0) {
+    if (r->map_lazy && (rc = os_make_accessible(maps, r->map_bytes)) != 0) {
         os_unmap(maps, r->map_bytes);
         return rc;
     }
@@ -54,7 +57,7 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     *op = "mmap";
     if (align < OS_HUGE) align = OS_HUGE;
     if (align < r->backing.page) align = r->backing.page;
-    int rc = os_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
+    int rc = address_space_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
     if (rc) return rc;
     r->base = base;
     rc = pages_advise(r, base, r->backing.bytes, op);
@@ -100,7 +103,7 @@ static int set_up(struct reservation *r, const struct reservation_config *c, con
 int reservation_init(struct reservation *r, const struct reservation_config *c, bool registered,
                      struct arena_error *error) {
     if (c->size == 0) return explain(error, -EINVAL, "size", 0, 0);
-    *r = (struct reservation){.lock = {.rank = LOCK_RANK_RESERVATION},
+    *r = (struct reservation){.lock = {.rank = MUTEX_RANK_RESERVATION},
                               .fork = fork_of(c),
                               .dump = c->dump,
                               .mlocks = c->lock,
@@ -129,9 +132,9 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
 }
 
 bool reservation_busy(struct reservation *r) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     struct reservation_users users = reservation_users(r, NULL);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return users.op && !users.op->locking;
 }
 
@@ -150,14 +153,14 @@ static void give_back_in_steps(struct reservation *r) {
     for (uint64_t from = 0; from < end;) {
         uint64_t start = bit_next(r->present, from, end, true);
         from = bit_next(r->present, start, start + step < end ? start + step : end, false);
-        if (from > start) (void)os_release(r->features, at_page(r, start), bytes_of(r, from - start));
+        if (from > start) (void)decommit_pages(r->features, at_page(r, start), bytes_of(r, from - start));
     }
 }
 
 /* -EBUSY: somebody uses it. 0, and *closed: it was before. */
 static int refuse_from_now_on(struct reservation *r, bool *closed) {
     uint64_t asked = 0;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     struct reservation_users users = reservation_users(r, NULL);
     bool busy = users.pinned || (users.op && !users.op->locking);
     *closed = r->refuse == -ESHUTDOWN;
@@ -165,7 +168,7 @@ static int refuse_from_now_on(struct reservation *r, bool *closed) {
         r->refuse = -ESHUTDOWN;
         while (r->ops) (void)op_wait_for(r, r->ops, NULL, NULL, &asked); /* lock_memory() is soon done */
     }
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return busy ? -EBUSY : 0;
 }
 
@@ -238,23 +241,23 @@ static bool next_to_lock(const struct reservation *r, uint64_t *from, struct res
 int reservation_lock(void *self, bool own) {
     struct reservation *r = self;
     bool some = r->base && (r->mlocks || !own);
-    int rc = some && !own ? os_mlock_present(r->features, r->present, r->map_bytes) : 0;
+    int rc = some && !own ? mlockall_present(r->features, r->present, r->map_bytes) : 0;
     for (uint64_t from = 0; rc == 0 && some;) {
         struct reservation_op op = {.locking = true};
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         some = !r->refuse && next_to_lock(r, &from, &op);
         if (some) op_begin(r, &op);
-        lock_drop(&r->lock);
+        mutex_unlock(&r->lock);
         if (!some) break;
         rc = pages_mlock(r, op.first, op.end);
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         op_end(r, &op);
     }
     return rc;
 }
 
 void reservation_get(reservation *r, struct reservation_stats *out) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     *out = (struct reservation_stats){.size = bytes_of(r, r->pages),
                                       .page_size = bytes_of(r, 1),
                                       .committed = bytes_of(r, r->refuse ? 0 : r->committed),
@@ -270,7 +273,7 @@ void reservation_get(reservation *r, struct reservation_stats *out) {
                                       .readonly = r->backing.mapping.readonly,
                                       .dropped = r->dropped,
                                       .closed = r->refuse == -ESHUTDOWN};
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 }
 
 int reservation_fd(reservation *r) {
@@ -281,13 +284,13 @@ int reservation_fd(reservation *r) {
 /* --- fork ------------------------------------------------------------------------------------------------------------- */
 
 void reservation_before_fork(struct reservation *r) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     if (r->fork == OS_FORK_SHARE) __atomic_store_n(&r->backing.peers, true, __ATOMIC_RELAXED);
 }
 
 void reservation_after_fork_parent(struct reservation *r) {
     if (r->fork == OS_FORK_COPY) r->shared_epoch++;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 }
 
 /* The operations of threads that do not exist here: what they had half made present, or half given back, is absent. Shared
@@ -310,12 +313,12 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
  * be had for all of the range, as something else was mapped there meanwhile, it is tried for what was ever committed; and
  * nothing of it is unmapped later. */
 static void replace_dropped(struct reservation *r) {
-    r->address_lost = os_map_at(r->base, bytes_of(r, r->pages)) != 0;
-    r->lost = r->address_lost && r->present_end && os_map_at(r->base, bytes_of(r, r->present_end)) != 0;
+    r->address_lost = address_space_fill(r->base, bytes_of(r, r->pages)) != 0;
+    r->lost = r->address_lost && r->present_end && address_space_fill(r->base, bytes_of(r, r->present_end)) != 0;
 }
 
 void reservation_after_fork_child(struct reservation *r) {
-    lock_reset(&r->lock);
+    mutex_reset(&r->lock);
     r->waiters = 0;
     if (r->refuse == -ESHUTDOWN) {
         /* The thread that was about to unmap it stayed with the parent. What is dropped is not mapped here. */

@@ -16,8 +16,9 @@
 #include "memory/backing.h"
 #include "memory/preflight.h"
 #include "memory/registry.h"
-#include "sys/lock.h"
-#include "sys/os.h"
+#include "sys/advice.h"
+#include "sys/features.h"
+#include "sys/mutex.h"
 
 struct reservation_op {
     uint64_t first, end; /* pages */
@@ -47,7 +48,7 @@ struct reservation_pin {
 };
 
 struct reservation {
-    struct lock lock;
+    struct mutex lock;
     int refuse;       /* 0, or why nothing is done any more: -ESHUTDOWN, closed; -ENOTCONN, dropped at a fork */
     uint32_t turn;    /* moves when an operation ends; waiters sleep on it */
     uint32_t waiters; /* atomic */

@@ -9,6 +9,7 @@
 #include "memory/pages.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"
+#include "sys/thread.h"
 
 bool reservation_pages_of(const struct reservation *r, uint64_t offset, uint64_t bytes, uint64_t *first,
                           uint64_t *end) {
@@ -60,7 +61,7 @@ void op_end(struct reservation *r, struct reservation_op *op) {
     op_remove(r, op);
     __atomic_fetch_add(&r->turn, 1, __ATOMIC_RELEASE);
     bool wake = __atomic_load_n(&r->waiters, __ATOMIC_RELAXED) != 0;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (wake) os_wake_all(&r->turn);
 }
 
@@ -79,7 +80,7 @@ int op_wait_for(struct reservation *r, const struct reservation_op *other, arena
     wait_behind(r, other);
     uint32_t turn = __atomic_load_n(&r->turn, __ATOMIC_ACQUIRE);
     __atomic_fetch_add(&r->waiters, 1, __ATOMIC_RELAXED);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (*asked == 0) *asked = os_now_ns();
     os_wait(&r->turn, turn, RESERVATION_WAIT_NS);
     __atomic_fetch_sub(&r->waiters, 1, __ATOMIC_RELAXED);
@@ -89,7 +90,7 @@ int op_wait_for(struct reservation *r, const struct reservation_op *other, arena
         *asked = now;
         rc = progress(arg, 0, 0);
     }
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     wait_behind(r, NULL);
     return rc;
 }
@@ -159,9 +160,9 @@ static bool being_released(const struct reservation *r, uint64_t first, uint64_t
 bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, bool write) {
     uint64_t first, end;
     if (!reservation_pages_of(r, offset, bytes, &first, &end)) return false;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     bool yes = all_committed(r, first, end, write) && !being_released(r, first, end);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return yes;
 }
 
@@ -169,12 +170,12 @@ static int pin(struct reservation *r, struct reservation_pin *p, uint64_t offset
                bool passing) {
     *p = (struct reservation_pin){.passing = passing, .thread = pthread_self()};
     if (!reservation_pages_of(r, offset, bytes, &p->first, &p->end)) return -EINVAL;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     int rc = r->refuse;
     if (rc == 0 && being_released(r, p->first, p->end)) rc = -EBUSY;
     if (rc == 0 && !all_committed(r, p->first, p->end, write)) rc = -ENODATA;
     if (rc == 0) LIST_PUSH(r->pins, p);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return rc;
 }
 
@@ -188,7 +189,7 @@ int reservation_pin_for_call(struct reservation *r, struct reservation_pin *p, u
 }
 
 void reservation_unpin(struct reservation *r, struct reservation_pin *p) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     LIST_REMOVE(r->pins, p);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 }

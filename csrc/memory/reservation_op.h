@@ -3,6 +3,7 @@
 #define ARENA_RESERVATION_OP_H
 
 #include "memory/reservation.h"
+#include "sys/thread.h"
 
 #define RESERVATION_WAIT_NS 10000000u /* how often a waiter looks for signals */
 #define RESERVATION_PEER_NS ((uint64_t)60 * 1000000000u)

@@ -2,6 +2,7 @@
 
 #include "memory/commit.h"
 #include "sys/bitmap.h"
+#include "sys/residency.h"
 
 /* As far as it goes: what the file does not give back is at least not mapped. */
 static void undo(struct reservation *r, uint64_t first, uint64_t end) {

@@ -74,8 +74,8 @@ void wait_for_peers(reservation *r, uint64_t ns) { r->peer_wait_ns = ns; }
 
 /* A lock whose holder does not exist. */
 void take_from_nobody(void) {
-    struct lock l = {.word = 0x3ffffffe};
-    lock_take(&l);
+    struct mutex l = {.word = 0x3ffffffe};
+    mutex_lock(&l);
 }
 
 int index_check(arena *a) { return freelist_check(&a->index); }
@@ -104,8 +104,8 @@ int os_residency(const struct os_features *f, const void *addr, size_t bytes, st
 
 @functools.cache
 def library() -> Any:
-    structs = struct("sys/os.h", "os_features") + struct("sys/os.h", "os_residency")
-    declared = declarations("include/arena.h") + declarations("alloc/heap.h") + structs + EXTRA_DECLARED
+    structs = struct("sys/features.h", "os_features") + struct("sys/residency.h", "os_residency")
+    declared = declarations("include/arena.h") + declarations("alloc/malloc_adapter.h") + structs + EXTRA_DECLARED
     with tempfile.TemporaryDirectory() as folder:
         return build(ffi, Path(folder, "core.so"), sorted(CSRC.glob("*/*.c")), EXTRA, declared)
 
@@ -286,19 +286,19 @@ class Arena:
         must(self.lib.arena_alloc(self.c, n, align, flags, progress, NULL, self.block, self.error))
         return self.answer()
 
-    def attempt(self, n: int, align: int = 64) -> Block:
-        must(self.lib.arena_try(self.c, n, align, self.block))
+    def alloc_committed(self, n: int, align: int = 64) -> Block:
+        must(self.lib.arena_alloc_committed(self.c, n, align, self.block))
         return self.answer()
 
     def free(self, handle: int) -> None:
         must(self.lib.arena_free(self.c, handle))
 
-    def give(self, handle: int) -> bool:
-        must(self.lib.arena_give(self.c, handle, self.due))
+    def free_deferred(self, handle: int) -> bool:
+        must(self.lib.arena_free_deferred(self.c, handle, self.due))
         return bool(self.due[0])
 
-    def collect(self) -> None:
-        must(self.lib.arena_collect(self.c))
+    def purge(self) -> None:
+        must(self.lib.arena_purge(self.c))
 
     def resize(self, handle: int, n: int, *, progress: Any = NULL) -> Block:
         must(self.lib.arena_resize(self.c, handle, n, progress, NULL, self.block, self.error))

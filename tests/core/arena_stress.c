@@ -1,4 +1,4 @@
-/* Many threads on one arena, then on one reservation, through arena.h and heap.h alone. Built and run by tests/core/sanitize.
+/* Many threads on one arena, then on one reservation, through arena.h and malloc_adapter.h alone. Built and run by tests/core/sanitize.
  *
  * Each round has a new arena of another kind. What a thread wrote into its blocks it finds there again, what it is told is
  * zero is zero, and at the end of a round nothing is left over. Commits are refused by their progress call now and
@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "alloc/heap.h"
+#include "alloc/malloc_adapter.h"
 #include "arena.h"
 
 #define WORKERS 8u
@@ -58,7 +58,7 @@ struct worker {
     arena *arena;
     reservation *reservation;
     uint64_t state, end_ns, live;
-    struct heap heap;
+    struct malloc_adapter heap;
     struct arena_block held[HELD];
     uint64_t mark[HELD];
     bool in_heap[HELD]; /* to be freed by its address */
@@ -225,7 +225,7 @@ static void alloc_one(struct worker *w) {
     if (draw(w, 1000) == 0) n = 16 * MIB + draw(w, 32 * MIB);
     if (w->count == HELD || w->live + n > LIVE_MOST + (n > 4 * MIB ? n : 0)) return;
     if (draw(w, 2)) {
-        rc = arena_try(w->arena, n, align, &b);
+        rc = arena_alloc_committed(w->arena, n, align, &b);
         flags = 0;
         MUST_BE(rc, rc == 0 || rc == -ENOSPC || rc == -EAGAIN);
     } else {
@@ -242,7 +242,7 @@ static void come_back(void *held) { MUST(held == &workers); }
 
 /* What a heap said: NULL is what the progress call refused, or a full arena. Where it refused to let a block grow there
  * may have been another place for it. */
-static bool heap_answered(struct worker *w, const void *at) {
+static bool adapter_answered(struct worker *w, const void *at) {
     MUST_BE(errno, at || errno == ENOMEM);
     w->refusals += w->refused;
     w->refused = false;
@@ -254,8 +254,8 @@ static void malloc_one(struct worker *w) {
     bool zero = draw(w, 2) != 0;
     struct arena_block b;
     if (w->count == HELD || w->live + n > LIVE_MOST) return;
-    void *at = zero ? heap_calloc(&w->heap, 1, n) : heap_malloc(&w->heap, n);
-    if (!heap_answered(w, at)) return;
+    void *at = zero ? adapter_calloc(&w->heap, 1, n) : adapter_malloc(&w->heap, n);
+    if (!adapter_answered(w, at)) return;
     MUST(arena_find(w->arena, at, &b) == 0);
     if (zero) b.dirty = 0;
     check_new(w, &b, n, 64, zero);
@@ -280,13 +280,13 @@ static void free_one(struct worker *w, uint32_t i) {
     check_held(w, i);
     forget(w, i);
     if (at) {
-        heap_free(&workers[draw(w, WORKERS)].heap, at, 12345);
+        adapter_free(&workers[draw(w, WORKERS)].heap, at, 12345);
     } else if (draw(w, 2)) {
         MUST(arena_free(w->arena, handle) == 0);
     } else {
         bool due;
-        MUST(arena_give(w->arena, handle, &due) == 0);
-        if (due) MUST(arena_collect(w->arena) == 0);
+        MUST(arena_free_deferred(w->arena, handle, &due) == 0);
+        if (due) MUST(arena_purge(w->arena) == 0);
     }
     if (draw(w, 8) == 0) MUST(arena_free(w->arena, handle) == -EINVAL);
 }
@@ -302,8 +302,8 @@ static void find_one(const struct worker *w, uint32_t i) {
 
 static void realloc_one(struct worker *w, uint32_t i, uint64_t n) {
     struct arena_block *had = &w->held[i], b;
-    void *at = heap_realloc(&w->heap, had->address, n);
-    if (!heap_answered(w, at)) {
+    void *at = adapter_realloc(&w->heap, had->address, n);
+    if (!adapter_answered(w, at)) {
         find_one(w, i);
         return;
     }
@@ -453,7 +453,7 @@ static void use_inherited(struct worker *w) {
 
 static void use_dropped(struct worker *w) {
     struct arena_block b;
-    MUST(arena_try(w->arena, 64, 64, &b) == -ENOTCONN);
+    MUST(arena_alloc_committed(w->arena, 64, 64, &b) == -ENOTCONN);
     MUST(arena_alloc(w->arena, 64, 64, 0, progress, w, &b, NULL) == -ENOTCONN);
     MUST(arena_warm(w->arena, 64, 0, progress, w, NULL) == -ENOTCONN);
     for (uint32_t i = 0; i < w->count; i++) {
@@ -498,7 +498,8 @@ static void run_workers(void *(*run)(void *), const struct setting *s, arena *a,
         w->setting = s;
         w->arena = a;
         w->reservation = r;
-        w->heap = (struct heap){.arena = a, .leave = leave, .come_back = come_back, .progress = progress, .arg = w};
+        w->heap = (struct malloc_adapter){
+            .arena = a, .leave = leave, .come_back = come_back, .progress = progress, .arg = w};
         w->end_ns = end;
         MUST(w->count == 0 && w->live == 0);
     }
@@ -529,7 +530,7 @@ static void check_empty(arena *a, const struct setting *s) {
         MUST_BE(b[i].dirty, (i || b[i].dirty == 0) && is_zero(b[i].address, b[i].bytes));
     }
     MUST(arena_close(a, false) == 0 && arena_close(a, false) == 0);
-    MUST(arena_try(a, 64, 64, &none) == -ESHUTDOWN);
+    MUST(arena_alloc_committed(a, 64, 64, &none) == -ESHUTDOWN);
     MUST(arena_alloc(a, 64, 64, 0, NULL, NULL, &none, NULL) == -ESHUTDOWN);
     for (int i = 0; i < 3; i++) MUST(arena_free(a, b[i].handle) == 0);
     arena_get(a, &t);

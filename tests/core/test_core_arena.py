@@ -112,7 +112,7 @@ def test_a_handle_is_good_until_its_block_is_freed(make: Any) -> None:
     again = a.alloc(100)
     assert again.address == first.address and again.handle != first.handle
     for _ in range(2):
-        for function in (a.free, a.give):
+        for function in (a.free, a.free_deferred):
             refused(errno.EINVAL, function, first.handle)
         refused(errno.EINVAL, a.resize, first.handle, 10)
         assert ffi.string(a.error.op) == b"resize"
@@ -140,14 +140,14 @@ def test_requests_that_make_no_sense(make: Any) -> None:
     b = a.alloc(100)
     before = a.figures()
     for align in (3, 65, 96, 100, 3 * 64, 2 * CHUNK, EVER):
-        refused(errno.EINVAL, a.attempt, 100, align)
+        refused(errno.EINVAL, a.alloc_committed, 100, align)
         refused(errno.EINVAL, a.alloc, 100, align)
-    refused(errno.EINVAL, a.attempt, 0)
+    refused(errno.EINVAL, a.alloc_committed, 0)
     refused(errno.EINVAL, a.alloc, 0)
     refused(errno.EINVAL, a.warm, 0)
     refused(errno.EINVAL, a.resize, b.handle, 0)
     for n in (a.size + 1, a.size, 1 << 63, EVER):
-        for function in (a.attempt, a.alloc, a.warm):
+        for function in (a.alloc_committed, a.alloc, a.warm):
             refused(errno.ENOSPC, function, n)
         refused(errno.ENOSPC, a.resize, b.handle, max(n, a.size + 1))
     assert a.figures() == before
@@ -240,7 +240,7 @@ def test_dirty_says_how_much_may_have_been_used_before(make: Any) -> None:
     assert b.dirty == 0
     a.write(b)
     a.free(b.handle)
-    assert a.attempt(100).dirty == 128
+    assert a.alloc_committed(100).dirty == 128
     must(a.lib.arena_reset(a.c))
     part = a.alloc(MIB + CHUNK)  # more than was ever used
     assert part.dirty == MIB
@@ -299,7 +299,7 @@ def test_a_block_that_could_not_grow_has_its_size_again_though_the_index_is_full
     a.free(ready.handle)
 
     def fill_the_index() -> int:
-        while a.lib.arena_try(a.c, 64, 64, ffi.new("struct arena_block *")) == 0:
+        while a.lib.arena_alloc_committed(a.c, 64, 64, ffi.new("struct arena_block *")) == 0:
             pass
         return -STOP
 
@@ -411,23 +411,23 @@ def test_memory_freed_in_the_window_is_not_taken_for_what_was_trimmed_in_it(make
 def test_a_late_collection_leaves_what_is_to_be_retained(make: Any) -> None:
     a = make(retain=8 * CHUNK, decay_ns=1000)
     b, last = a.alloc(32 * CHUNK), a.alloc(64)
-    a.give(b.handle)
+    a.free_deferred(b.handle)
     a.now = 1001
-    assert a.give(last.handle)
-    a.attempt(20 * CHUNK)  # between the two halves of a free
-    a.collect()
+    assert a.free_deferred(last.handle)
+    a.alloc_committed(20 * CHUNK)  # between the two halves of a free
+    a.purge()
     assert a.stats().free_committed >= 8 * CHUNK
 
 
 def test_a_late_collection_leaves_what_was_warmed(make: Any) -> None:
     a = make(retain=0, decay_ns=1000)
     b, last = a.alloc(32 * CHUNK), a.alloc(64)
-    a.give(b.handle)
+    a.free_deferred(b.handle)
     a.now = 1001
-    assert a.give(last.handle)
+    assert a.free_deferred(last.handle)
     a.warm(16 * CHUNK)
-    a.collect()
-    assert a.attempt(16 * CHUNK).bytes == 16 * CHUNK
+    a.purge()
+    assert a.alloc_committed(16 * CHUNK).bytes == 16 * CHUNK
 
 
 def test_what_is_warmed_stays_until_trim(make: Any) -> None:
@@ -461,7 +461,7 @@ def test_an_allocation_releases_nothing(make: Any) -> None:
     a.free(b.handle)
     for a.now in (2000, 5000, 9000):
         a.alloc(64)
-        a.attempt(64)
+        a.alloc_committed(64)
         grown = a.alloc(CHUNK)
         a.resize(grown.handle, 2 * CHUNK)
         a.resize(grown.handle, 64)
@@ -481,7 +481,7 @@ def test_a_tick_may_use_the_arena_but_not_end_it(make: Any) -> None:
     def progress() -> int:
         assert lib.arena_close(a.c, False) == lib.arena_destroy(a.c) == lib.arena_reset(a.c) == -errno.EBUSY
         own = ffi.new("struct arena_block *")
-        seen.append(lib.arena_try(a.c, 100, 64, own))
+        seen.append(lib.arena_alloc_committed(a.c, 100, 64, own))
         assert lib.arena_alloc(a.c, MIB, 64, 0, NULL, NULL, own, NULL) == 0
         assert lib.arena_find(a.c, own.address, own) == 0
         assert lib.arena_free(a.c, own.handle) == 0
@@ -542,7 +542,7 @@ def test_a_closed_arena_goes_with_its_last_block(make: Any) -> None:
     base = ffi.cast("void *", a.base)
     must(a.lib.arena_close(a.c, False))
     must(a.lib.arena_close(a.c, False))
-    for function in (a.alloc, a.attempt, a.warm):
+    for function in (a.alloc, a.alloc_committed, a.warm):
         refused(errno.ESHUTDOWN, function, 64)
     a.write(b)
     assert a.find(b.address).bytes == MIB
