@@ -41,7 +41,7 @@ def _cgroups(controller: str, page: int = 0) -> tuple[int, list[tuple[Any, ...]]
 
 # For arena.realtime.
 def lock_all(current: bool, future: bool, on_fault: bool, afresh: bool) -> None:
-    """Lock all memory of the process, for arena.realtime: csrc/memory/lockall.h."""
+    """Lock all memory of the process, for arena.realtime: csrc/memory/mlockall.h."""
 
 # For arena.nep49: NumPy's data handlers are capsules.
 def numpy_handler(arena: Arena, overflow: bool) -> object:

@@ -102,7 +102,7 @@ cdef object as_reserve_exception(int rc, arena_error *e, reservation_config *con
 # Signals and progress while the GIL is released.
 
 @cython.final
-cdef class Ticker:
+cdef class ProgressCall:
     """What happens between the steps of a commit: signals in the main thread, the progress callback, or nothing."""
 
     cdef object progress, caught
@@ -114,12 +114,12 @@ cdef class Ticker:
         self.progress = progress
         self.signals = _threading.get_ident() == _threading.main_thread().ident
 
-    cdef arena_tick function(self) noexcept:
+    cdef arena_progress function(self) noexcept:
         # Another thread is not given signals by Python, and is spared the wait for the GIL.
         if self.signals:
-            return tick_with_gil
+            return progress_with_gil
         if self.progress is not None:
-            return tick
+            return progress_without_gil
         return NULL
 
     cdef raise_caught(self):
@@ -129,13 +129,13 @@ cdef class Ticker:
             raise caught
 
 
-cdef int tick(void *arg, uint64_t done, uint64_t total) noexcept nogil:
+cdef int progress_without_gil(void *arg, uint64_t done, uint64_t total) noexcept nogil:
     # Whoever asks a finalizing interpreter for the GIL is ended on the spot, with helpers still at work on its stack.
-    return -EINTR if arena_finalizing() else tick_with_gil(arg, done, total)
+    return -EINTR if arena_finalizing() else progress_with_gil(arg, done, total)
 
 
-cdef int tick_with_gil(void *arg, uint64_t done, uint64_t total) noexcept with gil:
-    cdef Ticker t = <Ticker>arg
+cdef int progress_with_gil(void *arg, uint64_t done, uint64_t total) noexcept with gil:
+    cdef ProgressCall t = <ProgressCall>arg
     try:
         PyErr_CheckSignals()
         if t.progress is not None and total:
@@ -351,7 +351,7 @@ cdef class RangeView:
     """Exports a part of a reservation, which is not released under it."""
 
     cdef Reservation owner
-    cdef reservation_view look
+    cdef reservation_pin_t pin
     cdef char *ptr
     cdef Py_ssize_t size
     cdef bint readonly
@@ -378,7 +378,7 @@ cdef class RangeView:
     def __dealloc__(self):
         # A view of it holds a reference to this object, so its life is the export's.
         if self.owner is not None:
-            reservation_look_away(self.owner.c, &self.look)
+            reservation_unpin(self.owner.c, &self.pin)
 
 
 @cython.final
@@ -542,14 +542,14 @@ cdef class Reservation:
         cdef uint64_t start, length, newly = 0
         cdef bint write = for_writing(populate)
         cdef unsigned count = thread_count(threads)
-        cdef Ticker ticker = Ticker(progress)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(progress)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         with nogil:
-            rc = reservation_commit(self.c, start, length, write, count, function, <void *>ticker, &newly, &e)
-        ticker.raise_caught()
+            rc = reservation_commit(self.c, start, length, write, count, function, <void *>call, &newly, &e)
+        call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
         return newly
@@ -602,14 +602,14 @@ cdef class Reservation:
         """
         cdef uint64_t start, length, freed = 0
         cdef bint punch = bool(discard)
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(None)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         with nogil:
-            rc = reservation_release(self.c, start, length, punch, &freed, function, <void *>ticker, &e)
-        ticker.raise_caught()
+            rc = reservation_release(self.c, start, length, punch, &freed, function, <void *>call, &e)
+        call.raise_caught()
         if rc == -EBUSY:
             raise BufferError("a view of this range is exported: drop it first")
         if rc:
@@ -659,7 +659,7 @@ cdef class Reservation:
         if self._readonly and not readonly:
             raise ValueError("the reservation is read-only: view(readonly=True)")
         v = RangeView.__new__(RangeView)
-        rc = reservation_look(self.c, &v.look, start, length, not readonly)
+        rc = reservation_pin(self.c, &v.pin, start, length, not readonly)
         if rc == -EBUSY:
             raise BufferError("this range is being released")
         if rc == -ENODATA:
@@ -705,14 +705,14 @@ cdef class Reservation:
         >>> r.verify()
         """
         cdef uint64_t start, length
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(None)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         with nogil:
-            rc = reservation_verify(self.c, start, length, function, <void *>ticker, &e)
-        ticker.raise_caught()
+            rc = reservation_verify(self.c, start, length, function, <void *>call, &e)
+        call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
 
@@ -1294,7 +1294,7 @@ cdef class Arena:
         cdef arena_error e
         cdef int rc
         with nogil:
-            rc = heap_why(self.c, &e)
+            rc = adapter_why(self.c, &e)
         return as_exception(rc, &e) if rc else None
 
     def warm(self, nbytes, *, threads=None, progress=None):
@@ -1330,13 +1330,13 @@ cdef class Arena:
         """
         cdef uint64_t n = positive(nbytes, "nbytes")
         cdef unsigned count = thread_count(threads)
-        cdef Ticker ticker = Ticker(progress)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(progress)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         with nogil:
-            rc = arena_warm(self.c, n, count, function, <void *>ticker, &e)
-        ticker.raise_caught()
+            rc = arena_warm(self.c, n, count, function, <void *>call, &e)
+        call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
 
@@ -1397,14 +1397,14 @@ cdef class Arena:
         cdef int rc
         if arena_is_closed(self.c):
             raise ValueError("the arena is closed")
-        cdef uint32_t forks = forks_count
+        cdef uint32_t forks = fork_generation
         if not users_hold(&self.users, forks):
             raise BufferError("a view of a block is exported: drop it before reset()")
         try:
             with nogil:
                 rc = arena_reset_pinned(self.c)
         finally:
-            users_let_go(&self.users, forks, forks_count)
+            users_let_go(&self.users, forks, fork_generation)
         if rc:
             raise BufferError(
                 "a block is being committed by another thread (or further up the stack), or arrays that NumPy "
@@ -1625,11 +1625,11 @@ cdef class Block:
             return
         if self.lent:
             unpin(self)
-        if users_closed(&self.users) or arena_give(self._arena.c, self.handle, &due) != 0:
+        if users_closed(&self.users) or arena_free_deferred(self._arena.c, self.handle, &due) != 0:
             due = arena_unpin(self._arena.c)  # freed before, by free() or reset(): the mapping stayed for this object
         if due:
             with nogil:
-                arena_collect(self._arena.c)
+                arena_purge(self._arena.c)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         cdef reservation_stats stats
@@ -1659,15 +1659,15 @@ cdef class Block:
         """
         cdef c_bool due = False
         cdef arena_handle *c = self._arena.c
-        if not users_close(&self.users, forks_count):
+        if not users_close(&self.users, fork_generation):
             if users_closed(&self.users):
                 raise ValueError("the block was freed before")
             raise BufferError("a view of the block is exported (or it is being resized): drop it before free()")
-        if arena_give_pinned(c, self.handle, &due) != 0:
+        if arena_free_deferred_pinned(c, self.handle, &due) != 0:
             raise ValueError("the block was freed before (its arena was reset)")
         if due:
             with nogil:
-                arena_collect(c)
+                arena_purge(c)
 
     def resize(self, nbytes):
         """Make the block larger or smaller where it is.
@@ -1698,24 +1698,24 @@ cdef class Block:
         1048576
         """
         cdef uint64_t n = positive(nbytes, "nbytes")
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(None)
+        cdef arena_progress function = call.function()
         cdef arena_block b
         cdef arena_error e
         cdef int rc
-        cdef uint32_t forks = forks_count
+        cdef uint32_t forks = fork_generation
         if not users_hold(&self.users, forks):
             if users_closed(&self.users):
                 raise ValueError("the block was freed before")
             raise BufferError("a view of the block is exported: drop it before resize()")
         try:
             with nogil:
-                rc = arena_resize(self._arena.c, self.handle, n, function, <void *>ticker, &b, &e)
+                rc = arena_resize(self._arena.c, self.handle, n, function, <void *>call, &b, &e)
             if rc == 0:
                 self.size = n
         finally:
-            users_let_go(&self.users, forks, forks_count)
-        ticker.raise_caught()
+            users_let_go(&self.users, forks, fork_generation)
+        call.raise_caught()
         if rc == -ENOSPC and (<bytes>e.op) == b"resize":
             raise _errors.full_error(
                 {"offset": self.offset, "requested": n, "committed": self._arena.stats().committed, "available": None},
@@ -1843,8 +1843,8 @@ cdef class Block:
 cdef inline bint pin(Block self) noexcept:
     """An export. Refused: the block was freed or is being resized, or its arena is being reset."""
     # The arena's word first: while it is pinned no reset can begin, so the epoch stands still.
-    if users_pin(&self._arena.users, forks_count):
-        if users_pin(&self.users, forks_count):
+    if users_pin(&self._arena.users, fork_generation):
+        if users_pin(&self.users, fork_generation):
             if self.epoch == arena_load64(self._arena.epoch_at):
                 return True
             users_unpin(&self.users)
@@ -1861,7 +1861,7 @@ cdef inline void unpin(Block self) noexcept:
 
 cdef clear(Block block, uint64_t nbytes):
     cdef Arena self = block._arena
-    cdef uint32_t forks = forks_count
+    cdef uint32_t forks = fork_generation
     # While we are inside there is no reset, after which this would be another's memory.
     if not users_enter(&self.users, forks):
         raise BufferError("the arena is being reset")
@@ -1871,7 +1871,7 @@ cdef clear(Block block, uint64_t nbytes):
                 arena_zero(block.ptr, nbytes)
         else:
             arena_zero(block.ptr, nbytes)
-    users_leave(&self.users, forks, forks_count)
+    users_leave(&self.users, forks, fork_generation)
 
 
 # The object is there before its memory, for there may be no memory for the object.
@@ -1897,7 +1897,7 @@ cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bin
     # Before the block: a reset between the two frees it, and the epoch of afterwards would say that it lives.
     cdef uint64_t epoch = arena_load64(self.epoch_at)
     cdef Block block = Block.__new__(Block)
-    if arena_try(self.c, nbytes, align, &b):
+    if arena_alloc_committed(self.c, nbytes, align, &b):
         return slow_alloc(self, nbytes, align, zero, grow)
     fill_in(block, self, &b, nbytes, epoch)
     if zero and b.dirty:
@@ -1906,8 +1906,8 @@ cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bin
 
 
 cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
-    cdef Ticker ticker = Ticker(None)
-    cdef arena_tick function = ticker.function()
+    cdef ProgressCall call = ProgressCall(None)
+    cdef arena_progress function = call.function()
     cdef arena_block b
     cdef arena_error e
     cdef uint64_t epoch = arena_load64(self.epoch_at)
@@ -1920,10 +1920,10 @@ cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bi
         e.committed, e.available = stats.committed, stats.largest_free
         raise as_exception(-ENOSPC, &e, True)
     with nogil:
-        rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>ticker, &b, &e)
+        rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>call, &b, &e)
     if rc == 0:
         fill_in(block, self, &b, nbytes, epoch)
-    ticker.raise_caught()
+    call.raise_caught()
     if rc:
         raise as_exception(rc, &e, grow)
     if zero and b.dirty:
@@ -2106,7 +2106,7 @@ cdef Block copy_of(Block block):
 
 # --- NumPy's own allocations ------------------------------------------------------------------------------------------
 
-# A PyDataMem_Handler whose functions are those of csrc/alloc/heap.c. What of NumPy's
+# A PyDataMem_Handler whose functions are those of csrc/alloc/malloc_adapter.c. What of NumPy's
 # C interface this needs is declared here, so that one build works with every NumPy from 1.22 on, and without any.
 
 cdef extern from *:
@@ -2155,7 +2155,7 @@ cdef struct data_handler:
 
 cdef struct handler:
     data_handler face  # first: NumPy's capsules hold its address
-    heap memory
+    malloc_adapter memory
     bint warned  # that the arena is closed
     PyObject *owner  # the Arena: it lives as long as the capsule, which every array that was allocated by it holds
 
@@ -2189,11 +2189,11 @@ cdef int raise_later(void *caught) except -1 with gil:
     raise error
 
 
-cdef int heap_tick(void *arg, uint64_t done, uint64_t total) noexcept nogil:
-    return 0 if not arena_in_first_thread() else -EINTR if arena_finalizing() else heap_tick_with_gil()
+cdef int adapter_progress(void *arg, uint64_t done, uint64_t total) noexcept nogil:
+    return 0 if not arena_in_first_thread() else -EINTR if arena_finalizing() else adapter_progress_with_gil()
 
 
-cdef int heap_tick_with_gil() noexcept with gil:
+cdef int adapter_progress_with_gil() noexcept with gil:
     if PyErr_Occurred() != NULL:
         return 0
     try:
@@ -2207,11 +2207,11 @@ cdef int heap_tick_with_gil() noexcept with gil:
     return 0
 
 
-cdef void heap_closed(void *arg) noexcept nogil:
-    heap_closed_with_gil(<handler *>arg)
+cdef void adapter_closed(void *arg) noexcept nogil:
+    adapter_closed_with_gil(<handler *>arg)
 
 
-cdef void heap_closed_with_gil(handler *h) noexcept with gil:
+cdef void adapter_closed_with_gil(handler *h) noexcept with gil:
     if h.warned or PyErr_Occurred() != NULL:
         return
     h.warned = True
@@ -2248,10 +2248,11 @@ def numpy_handler(Arena arena not None, bint overflow):
     strcpy(h.face.name, "arena")
     h.face.version = 1
     h.face.ctx = &h.memory
-    h.face.malloc, h.face.calloc, h.face.realloc, h.face.free = heap_malloc, heap_calloc, heap_realloc, heap_free
+    h.face.malloc, h.face.calloc = adapter_malloc, adapter_calloc
+    h.face.realloc, h.face.free = adapter_realloc, adapter_free
     h.memory.arena, h.memory.overflow = arena.c, overflow
-    h.memory.leave, h.memory.come_back, h.memory.tick = arena_leave_gil, arena_come_back, heap_tick
-    h.memory.closed, h.memory.arg = heap_closed, h
+    h.memory.leave, h.memory.come_back, h.memory.progress = arena_leave_gil, arena_come_back, adapter_progress
+    h.memory.closed, h.memory.arg = adapter_closed, h
     try:
         capsule = PyCapsule_New(h, CAPSULE, forget)
     except BaseException:
@@ -2280,7 +2281,7 @@ def arena_of_numpy_handler(capsule):
     if capsule is None or not PyCapsule_IsValid(<PyObject *>capsule, CAPSULE):
         return None
     face = <data_handler *>PyCapsule_GetPointer(<PyObject *>capsule, CAPSULE)
-    return <object>(<handler *>face).owner if face.malloc == heap_malloc else None
+    return <object>(<handler *>face).owner if face.malloc == adapter_malloc else None
 
 
 def arena_at(uintptr_t address):
@@ -2403,7 +2404,7 @@ def get_include():
 
 
 def lock_all(bint current, bint future, bint on_fault, bint afresh):
-    """Lock all memory of the process, for arena.realtime: csrc/memory/lockall.h.
+    """Lock all memory of the process, for arena.realtime: csrc/memory/mlockall.h.
 
     With ``afresh`` what was locked is unlocked first. All of it is one step to signal handlers.
     """
@@ -2412,9 +2413,9 @@ def lock_all(bint current, bint future, bint on_fault, bint afresh):
     memset(&e, 0, sizeof(e))
     with nogil:
         if afresh:
-            rc = unlockall()
+            rc = munlockall_sparse()
         if rc == 0 and (current or future):
-            rc = lockall(current, future, on_fault, &e)
+            rc = mlockall_sparse(current, future, on_fault, &e)
     if rc:
         raise _errors.lock_error(-rc, e.requested, e.committed, None if e.available == UINT64_MAX else e.available)
 
@@ -2422,25 +2423,25 @@ def lock_all(bint current, bint future, bint on_fault, bint afresh):
 def _probe():
     """Return what the kernel answers to this process, for arena.doctor.
 
-    The names and numbers are those of csrc/sys/os_probe.h and os.h.
+    The names and numbers are those of csrc/sys/probe.h.
     """
     cdef os_probe_t p
     with nogil:
         os_probe(&p)
-    return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False) > 0,
-            "thp_shared": os_thp_allowed(2 << 20, True) > 0}
+    return {**p, **os_features()[0], "thp": huge_pages_allowed(2 << 20, False) > 0,
+            "thp_shared": huge_pages_allowed(2 << 20, True) > 0}
 
 
 # For _realtime.pyx, which links none of the core.
 
-cdef const uint32_t *forks_counter() noexcept nogil:
-    return &forks_count
+cdef const uint32_t *fork_generation_at() noexcept nogil:
+    return &fork_generation
 
 
 cdef int ring_memory(
-    uint64_t nbytes, bint lock, const char *name, arena_tick tick, void *arg, void *out, arena_error *e
+    uint64_t nbytes, bint lock, const char *name, arena_progress progress, void *arg, void *out, arena_error *e
 ) noexcept nogil:
-    return mirror_create(nbytes, lock, name, tick, arg, <mirror *>out, e)
+    return mirror_create(nbytes, lock, name, progress, arg, <mirror *>out, e)
 
 
 cdef void ring_memory_destroy(void *m) noexcept nogil:
@@ -2456,8 +2457,8 @@ cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out)
     return arena_alloc(a.c, nbytes, align, 0, NULL, NULL, out, NULL) if a is not None else -EINVAL
 
 
-cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
-    return arena_try(a.c, nbytes, align, out) if a is not None else -EINVAL
+cdef int block_alloc_committed(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
+    return arena_alloc_committed(a.c, nbytes, align, out) if a is not None else -EINVAL
 
 
 cdef int block_free(Arena a, uint64_t handle) noexcept nogil:
@@ -2478,7 +2479,7 @@ cdef arena_api api
 api.version = 1
 api.of = <of_function><void *>checked
 api.alloc = arena_alloc
-api.attempt = arena_try
+api.alloc_committed = arena_alloc_committed
 api.free = arena_free
 api.resize = arena_resize
 api.find = arena_find

@@ -16,7 +16,7 @@ from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t, uin
 from libc.stdlib cimport free
 from libc.string cimport memmove
 
-from arena._core cimport arena_error, arena_tick, forks_counter, ring_memory, ring_memory_destroy
+from arena._core cimport arena_error, arena_progress, fork_generation_at, ring_memory, ring_memory_destroy
 
 import gc as _gc
 import operator as _operator
@@ -37,7 +37,7 @@ cdef extern from "memory/users.h" nogil:
 
 
 # How many forks made this process.
-cdef const uint32_t *forks_count = forks_counter()
+cdef const uint32_t *fork_generation = fork_generation_at()
 
 
 # --- Pool ------------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ cdef class _Memory:
         self.c = <pool *>aligned_alloc(64, pool_bytes(number))
         if self.c == NULL:
             raise MemoryError()
-        pool_init(self.c, number, forks_count[0])
+        pool_init(self.c, number, fork_generation[0])
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)
@@ -110,15 +110,15 @@ cdef class _Memory:
             self.arena.alloc(1, grow=False)  # which says so
         except MemoryError:
             pass
-        pool_adopt(self.c, forks_count[0])
+        pool_adopt(self.c, fork_generation[0])
         return 0
 
     cdef int put(self, uint32_t index) except -1:
-        if pool_whole(self.c, forks_count[0]) and pool_put(self.c, index):
+        if pool_whole(self.c, fork_generation[0]) and pool_put(self.c, index):
             return 0
         if users_closed(&self.users):
             raise ValueError("the pool is closed")
-        if not pool_whole(self.c, forks_count[0]):
+        if not pool_whole(self.c, fork_generation[0]):
             self.adopt()
             if pool_put(self.c, index):
                 return 0
@@ -129,7 +129,7 @@ cdef class _Memory:
         cdef bint lost = False
         if users_closed(&self.users):
             return
-        if not pool_whole(self.c, forks_count[0]):
+        if not pool_whole(self.c, fork_generation[0]):
             try:
                 self.adopt()
             except RuntimeError:
@@ -138,7 +138,7 @@ cdef class _Memory:
             first = pool_close(self.c)
             if first == POOL_NONE:
                 raise BufferError("some blocks are taken: put() them back before close()")
-        if not users_close(&self.users, forks_count[0]):
+        if not users_close(&self.users, fork_generation[0]):
             if not lost:
                 pool_reopen(self.c, first)
             raise BufferError("a view of a block is exported: drop it before close()")
@@ -177,7 +177,7 @@ cdef class PoolBlock:
         self.ptr = <char *>memory.view.buf + index * memory.stride
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        if not users_pin(&self.memory.users, forks_count[0]):
+        if not users_pin(&self.memory.users, fork_generation[0]):
             raise BufferError("the pool is closed")
         try:
             PyBuffer_FillInfo(view, self, self.ptr, self.memory.nbytes, False, flags)
@@ -302,7 +302,7 @@ cdef class Pool:
         <arena.realtime.PoolBlock 0 of 4096 bytes>
         """
         cdef uint32_t i
-        if pool_whole(self.c, forks_count[0]):
+        if pool_whole(self.c, fork_generation[0]):
             i = pool_take(self.c)
             if i != POOL_NONE:
                 return <object>PyTuple_GET_ITEM(self.blocks, i)
@@ -331,7 +331,7 @@ cdef class Pool:
         True
         """
         cdef uint32_t i
-        if pool_whole(self.c, forks_count[0]):
+        if pool_whole(self.c, fork_generation[0]):
             i = pool_take(self.c)
             if i != POOL_NONE:
                 return <object>PyTuple_GET_ITEM(self.blocks, i)
@@ -341,7 +341,7 @@ cdef class Pool:
         cdef uint32_t i = POOL_NONE
         if users_closed(&self.memory.users):
             raise ValueError("the pool is closed")
-        if not pool_whole(self.c, forks_count[0]):
+        if not pool_whole(self.c, fork_generation[0]):
             self.memory.adopt()
             i = pool_take(self.c)
         if i != POOL_NONE:
@@ -402,7 +402,7 @@ cdef class Pool:
         """
         if users_closed(&self.memory.users):
             return 0
-        if not pool_whole(self.c, forks_count[0]):
+        if not pool_whole(self.c, fork_generation[0]):
             try:
                 self.memory.adopt()
             except RuntimeError:
@@ -440,7 +440,7 @@ cdef extern from "memory/mirror.h" nogil:
         uint64_t bytes
 
 
-cdef extern from "sys/os.h" nogil:
+cdef extern from "sys/page.h" nogil:
     const size_t OS_PAGE
 
 
@@ -568,11 +568,11 @@ cdef class Ring:
         cdef arena_error e
         cdef int rc
         cdef list caught = []
-        cdef arena_tick tick = NULL
+        cdef arena_progress progress = NULL
         if _threading.get_ident() == _threading.main_thread().ident:  # others are not given signals by Python
-            tick = signals
+            progress = signals
         with nogil:
-            rc = ring_memory(n, locked, called, tick, <void *>caught, &self.m, &e)
+            rc = ring_memory(n, locked, called, progress, <void *>caught, &self.m, &e)
         if caught:
             raise caught[0]
         if rc:
@@ -587,16 +587,16 @@ cdef class Ring:
     # What is mapped stays so between the two, whoever calls close() meanwhile. The answer is for leave().
 
     cdef inline uint32_t enter(self) except? 0xffffffff:
-        cdef uint32_t forks = forks_count[0]
+        cdef uint32_t forks = fork_generation[0]
         if not users_enter(&self.users, forks):
             raise ValueError("the ring is closed")
         return forks
 
     cdef inline void leave(self, uint32_t forks) noexcept:
-        users_leave(&self.users, forks, forks_count[0])
+        users_leave(&self.users, forks, fork_generation[0])
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        if not users_pin(&self.users, forks_count[0]):
+        if not users_pin(&self.users, fork_generation[0]):
             raise BufferError("the ring is closed")
         try:
             PyBuffer_FillInfo(view, self, self.data, 2 * self.m.bytes, False, flags)
@@ -800,7 +800,7 @@ cdef class Ring:
         """
         if users_closed(&self.users):
             return
-        if not users_close(&self.users, forks_count[0]):
+        if not users_close(&self.users, fork_generation[0]):
             if users_closed(&self.users):
                 return
             raise BufferError("a view of the ring is exported, or another thread uses it: drop it before close()")

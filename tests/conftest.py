@@ -15,7 +15,7 @@ from measure import faults_writing as faults_writing
 from measure import minor_faults as minor_faults
 from measure import rss as rss
 
-from arena import PageFaultError, cli
+from arena import cli
 
 SUPPORT = Path(__file__).resolve().parent / "support"
 MIB = 1 << 20
@@ -35,23 +35,6 @@ def run_child(
         env={**os.environ, **env},
         check=False,
     )
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """The interpreter's memory faults when it likes: each page after a fork by another test, a new one now and then.
-    What is wrong in ours is so at each try."""
-    if pyfuncitem.get_closest_marker("counts_faults") is None:
-        return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    for tries_left in (2, 1, 0):
-        try:
-            pyfuncitem.obj(**arguments)
-            break
-        except (AssertionError, PageFaultError):
-            if tries_left == 0:
-                raise
-    return True
 
 
 @pytest.fixture

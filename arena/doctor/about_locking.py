@@ -14,7 +14,7 @@ from .finding import Finding, Use, Verdict, among, limited, unknown
 
 __all__ = ["findings"]
 
-# csrc/sys/os_probe.h
+# csrc/sys/probe.h
 _ON, _ON_FAULT, _FULL = 1, 2, 3
 
 

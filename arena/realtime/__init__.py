@@ -6,6 +6,7 @@ from __future__ import annotations
 from .._realtime import Pool, PoolBlock, Ring, count_page_faults, no_page_faults
 from ..errors import LockError, PageFaultError
 from ..ledger import PageFault
+from . import _where as _where  # now: when a block refuses its faults there may be no descriptor left to import it with
 from .locking import MemoryLock, lock_memory, unlock_memory
 from .preparing import Prepared, prepare, restore
 

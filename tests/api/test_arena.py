@@ -19,7 +19,6 @@ def test_an_arena_of_1_tib_costs_less_than_1_mib() -> None:
     assert a.stats().committed == 0
 
 
-@pytest.mark.counts_faults
 def test_alloc_gives_memory_that_is_there() -> None:
     with Arena("1GiB") as a:
         b = a.alloc("256MiB")

@@ -484,7 +484,6 @@ def test_zeros_write_nothing_that_is_known_to_be_zero() -> None:
         del x
 
 
-@pytest.mark.counts_faults
 def test_no_fault_in_an_array(a: Arena) -> None:
     assert faults_writing(a.empty(16 * MIB, "u1").data) == 0
     assert faults_writing(a.zeros(16 * MIB, "u1").data) == 0

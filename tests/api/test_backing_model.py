@@ -197,6 +197,7 @@ class FullMachine(RuleBasedStateMachine):
         n = min(n, UNITS - unit)
         with contextlib.suppress(CommitError):
             self.peer.commit(n * MIB, offset=unit * MIB)
+            self.peer.verify(n * MIB, offset=unit * MIB)  # a release of ours may have taken it
             self.peers |= set(range(unit, unit + n))
             with self.peer.view(PAGE, offset=unit * MIB) as view:
                 view[:] = bytes([byte]) * PAGE

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from compiled import cython, load, need_a_compiler
-from conftest import MIB, minor_faults
+from conftest import MIB
+from measure import faults_at
 
 import arena
 from arena import Arena, _core
@@ -25,17 +26,17 @@ CAPSULE = b"arena._core._C_API"
 # What of arena.h a reader of cffi needs; cffi asks the compiler for what the dots leave out.
 DECLARED = """
 typedef struct arena arena;
-typedef int (*arena_tick)(void *arg, uint64_t done, uint64_t total);
+typedef int (*arena_progress)(void *arg, uint64_t done, uint64_t total);
 struct arena_error { int err; const char *op; uint64_t requested, committed, available; ...; };
 struct arena_block { uint64_t handle, offset, bytes; void *address; uint64_t dirty; };
 struct arena_api {
     uint32_t version;
     arena *(*of)(void *py_arena);
-    int (*alloc)(arena *, uint64_t bytes, uint64_t align, unsigned flags, arena_tick, void *arg, struct arena_block *,
-                 struct arena_error *);
-    int (*attempt)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
+    int (*alloc)(arena *, uint64_t bytes, uint64_t align, unsigned flags, arena_progress, void *arg,
+                 struct arena_block *, struct arena_error *);
+    int (*alloc_committed)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
     int (*free)(arena *, uint64_t handle);
-    int (*resize)(arena *, uint64_t handle, uint64_t bytes, arena_tick, void *arg, struct arena_block *,
+    int (*resize)(arena *, uint64_t handle, uint64_t bytes, arena_progress, void *arg, struct arena_block *,
                   struct arena_error *);
     int (*find)(arena *, const void *address, struct arena_block *);
 };
@@ -133,21 +134,13 @@ def test_c_frees_twice_and_harms_nobody(c: Table, a: Arena) -> None:
     heir.free()
 
 
-@pytest.mark.counts_faults
 def test_c_writes_without_a_page_fault(c: Table, a: Arena) -> None:
     a.warm("32MiB")
     pages = 16 * MIB // 4096
     values = array.array("I", range(0, pages * 512, 512))
     _, h = c.open(a, pages * 512)
     _, other = c.open(a, pages * 512)
-    # Often, to bring in the code, the values and the interpreter's own pages, which an earlier test's fork has made
-    # copy-on-write; and then on memory that nobody has written yet.
-    for target in (*[h] * 300, other):
-        before = minor_faults()
-        rc = c.add(target, values)
-        count = minor_faults() - before
-        assert rc == 0
-    assert count == 0
+    assert faults_at(a.address, a.size, lambda: c.add(other, values), lambda: c.add(h, values)) == 0
     assert other.counts[512] == 1
 
 
@@ -251,16 +244,11 @@ def test_cython_allocates_and_frees_in_all_threads(scratch: ModuleType, a: Arena
     assert s.peak_live >= 4000
 
 
-@pytest.mark.counts_faults
 def test_cython_writes_without_a_page_fault(scratch: ModuleType, a: Arena) -> None:
     a.warm("16MiB")
     values = shuffled(1 << 18)
-    # Rehearsed as above, with blocks that leave most of the warmed memory untouched.
-    for some in (*[shuffled(100)] * 300, values):
-        before = minor_faults()
-        scratch.sort(some, a)
-        count = minor_faults() - before
-    assert count == 0
+    few = shuffled(100)  # their blocks leave most of the warmed memory untouched
+    assert faults_at(a.address, a.size, lambda: scratch.sort(values, a), lambda: scratch.sort(few, a)) == 0
 
 
 def test_cython_gets_errors_as_minus_errno(scratch: ModuleType) -> None:

@@ -27,7 +27,7 @@ import contextlib, dis, gc, os, sys
 import arena
 from arena import Arena, Reservation
 from arena.realtime import *
-from arena.realtime import _faults, _where, locking, preparing
+from arena.realtime import _where, locking, preparing
 
 class Stop(Exception):
     pass

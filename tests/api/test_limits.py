@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GIB, MIB, run_child
+from conftest import GIB, MIB, SUPPORT, run_child
 from machine import MemoryCgroup
 
 
@@ -191,7 +191,7 @@ def test_what_is_released_of_a_file_under_a_data_limit_stays_when_it_cannot_be_m
         assert r.view("10MiB") == b"2" * (10 << 20)
         """,
         WHERE=where if where == "memfd" else str(tmp_path),
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )
     assert done.returncode in (0, 77), done.stderr
 

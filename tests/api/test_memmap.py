@@ -20,7 +20,7 @@ from conftest import in_child, run_child
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from machine import HUGE, MIB
-from measure import PAGE, PRESENT, faults_writing, minor_faults, pagemap
+from measure import PAGE, PRESENT, faults_at, faults_writing, pagemap
 
 import arena
 from arena import CommitError
@@ -173,7 +173,6 @@ def test_the_modes(tmp_path: Path) -> None:
         assert memmap("/proc/self/exe", mode=mode)[:4].tobytes() == b"\x7fELF"
 
 
-@pytest.mark.counts_faults
 def test_a_copy_is_made_at_opening(tmp_path: Path) -> None:
     path = filled(tmp_path / "file")
     data = path.read_bytes()
@@ -309,17 +308,13 @@ def test_only_what_was_asked_for_is_present_and_all_of_it(tmp_path: Path, mode: 
 
 
 @pytest.mark.parametrize("mode", ["r", "c", "r+", "w+"])
-@pytest.mark.counts_faults
 def test_no_fault_after_opening(tmp_path: Path, mode: str) -> None:
     path = filled(tmp_path / "file", 8 * MIB)
 
+    other = np.ones(8 * MIB, "u1")
+
     def faults(x: Any) -> int:
-        count = -1
-        for target in (*[np.ones(8 * MIB, "u1")] * 300, x):
-            before = minor_faults()
-            target[:: 256 * PAGE].max()
-            count = minor_faults() - before
-        return count
+        return faults_at(x.ctypes.data, x.nbytes, lambda: x[:: 256 * PAGE].max(), lambda: other[:: 256 * PAGE].max())
 
     assert faults(np.memmap(path, "u1", "r+" if mode == "w+" else mode)) > 0
     x = memmap(path, "u1", mode, 0, 8 * MIB)
@@ -415,7 +410,6 @@ def test_an_old_file_is_overwritten(tmp_path: Path, size: int, offset: int, nbyt
     assert path.read_bytes() == bytes(offset) + b"\3" * nbytes
 
 
-@pytest.mark.counts_faults
 def test_it_is_overwritten_in_place_on_every_file_system(volume: Path) -> None:
     path = filled(volume / "file", 12 * MIB)  # not twice in 16 MiB
     with path.open("r+b") as file:
@@ -578,7 +572,6 @@ def test_copies_past_a_cgroups_limit_are_an_exception(cgroup: machine.MemoryCgro
     assert done.returncode == 0 and "memory cgroup's limit" in done.stdout, (done.returncode, done.stdout, done.stderr)
 
 
-@pytest.mark.counts_faults
 def test_huge_pages(tmp_path: Path) -> None:
     with machine.hugetlbfs(8)(tmp_path) as place:
         path = place.path / "file"

@@ -16,7 +16,7 @@ from pathlib import Path
 import machine
 import pytest
 from compiled import need_a_compiler
-from conftest import in_child, run_child
+from conftest import SUPPORT, in_child, run_child
 from machine import HUGE, MIB
 from measure import PAGE
 
@@ -454,7 +454,7 @@ for work in (ours.commit, ours.verify, ours.release):
 assert ours.committed == 0 and view == b"P" * (1 << 20)
 """,
         THERE=str(tmp_path / "ours"),
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )
     assert done.returncode in (0, 77), done.stderr
 
@@ -474,7 +474,7 @@ assert ours.commit() == 256 << 20
 assert view == b"P" * (1 << 20)
 """,
         THERE=str(tmp_path / "ours"),
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )
     assert done.returncode in (0, 77), done.stderr
 
@@ -503,7 +503,7 @@ except CommitError as error:
 assert view == b"P" * (1 << 20)
 """,
         THERE=str(tmp_path / "ours" if disk else f"/dev/shm/arena-test-{os.getpid()}"),
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )
     if not disk:
         os.unlink(f"/dev/shm/arena-test-{os.getpid()}")
@@ -533,7 +533,7 @@ ours.commit(progress=look, threads=1)
 assert held[0]
 """,
         THERE=str(tmp_path / "ours"),
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )
     assert done.returncode == 0, done.stderr
 
@@ -640,7 +640,7 @@ def test_processes_that_start_at_once_on_one_path_all_have_all_of_it(tmp_path: P
         assert sorted(map(int, os.listdir(os.environ["THERE"]))) == list(range(60))
         """,
         THERE=str(tmp_path),
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )
     assert done.returncode in (0, 77), done.stderr
 
@@ -669,7 +669,7 @@ def test_a_file_system_without_links_has_the_file_too(tmp_path: Path, without: s
         assert os.stat("a").st_mode & 0o777 == 0o600
         """,
         THERE=str(tmp_path),
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )
     assert done.returncode in (0, 77), done.stderr
 

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import GIB, MIB, faults_writing, run_child
+from conftest import GIB, MIB, SUPPORT, faults_writing, run_child
 
 from arena import CommitError, Reservation
 
@@ -34,7 +33,6 @@ def test_huge_pages_are_committed_whole() -> None:
 
 @pytest.mark.parametrize("pages", ["4K", "thp"])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.counts_faults
 def test_committed_is_resident(pages: Any, threads: int) -> None:
     with Reservation("512MiB", pages=pages) as r:
         assert r.commit("100MiB", offset="2MiB", threads=threads) == 100 * MIB
@@ -131,7 +129,6 @@ def test_ranges_beyond_the_end(call: str) -> None:
             getattr(r, call)(1.5)
 
 
-@pytest.mark.counts_faults
 def test_read_pages_then_write_pages() -> None:
     with Reservation("16MiB", pages="4K") as r:
         assert r.commit(populate="read") == 16 * MIB
@@ -351,5 +348,5 @@ def test_a_futex_that_has_not_touched_a_page_is_not_believed(child: Callable[...
             raise SystemExit("no error")
         assert r.committed == 0
         """,
-        PYTHONPATH=os.path.dirname(__file__),
+        PYTHONPATH=str(SUPPORT),
     )

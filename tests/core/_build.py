@@ -14,6 +14,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
+INCLUDE = [f"-I{CSRC}", f"-I{CSRC}/include"]
 
 
 def declarations(header: str, numbers: Mapping[str, int] | None = None) -> str:
@@ -37,7 +38,7 @@ def build(ffi: cffi.FFI, target: Path, sources: Iterable[Path], extra: str, decl
     ffi.cdef(declared)
     own = target.with_suffix(".extra.c")
     own.write_text(extra, encoding="utf-8")
-    flags = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-shared", "-fPIC", "-pthread", f"-I{CSRC}", f"-I{CSRC}/include"]
+    flags = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-shared", "-fPIC", "-pthread", *INCLUDE]
     subprocess.run(["gcc", *flags, *map(str, sources), str(own), "-o", str(target)], check=True)
     return ffi.dlopen(str(target))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import cffi
 import pytest
-from core._build import CSRC, HERE, Failed, build, declarations, must, refused
+from core._build import CSRC, HERE, INCLUDE, Failed, build, declarations, must, refused
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -625,7 +625,7 @@ def test_more_bookkeeping_is_asked_for_before_anything_is_done(make: Any) -> Non
 def test_what_has_not_been_touched(make: Any) -> None:
     index = make(64 << 6)
     touched = ffi.new("uint64_t[]", [0b11])
-    index.f.touched, index.f.touched_shift = touched, 0
+    index.f.index_ready, index.f.index_ready_shift = touched, 0
     first = index.alloc(64)
     refused(errno.ENODATA, index.alloc, 64)
     assert (index.block.offset, index.block.size) == (64, 64)
@@ -704,7 +704,7 @@ def test_the_largest_chunk(make: Any) -> None:
 def test_stress(tmp_path: Path, sanitize: str) -> None:
     """A longer run under the sanitizers; freelist_stress.c by itself runs as long as one likes."""
     target = tmp_path / "stress"
-    flags = ["-O1", "-g", "-std=gnu11", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", f"-I{CSRC}", f"-I{CSRC}/include"]
+    flags = ["-O1", "-g", "-std=gnu11", f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", *INCLUDE]
     built = subprocess.run(
         ["gcc", *flags, str(HERE / "freelist_stress.c"), *map(str, SOURCES), "-o", str(target)],
         capture_output=True,

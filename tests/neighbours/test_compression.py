@@ -83,7 +83,6 @@ def test_libz_writes_into_the_block(a: Arena) -> None:
     block.free()
 
 
-@pytest.mark.counts_faults
 def test_zstandard_writes_into_the_block(a: Arena) -> None:
     zstandard: Any = neighbour("zstandard")
     compressed = zstandard.compress(DATA)

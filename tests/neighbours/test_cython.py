@@ -61,6 +61,5 @@ def test_an_array_of_the_arena(samples: Any, a: Arena) -> None:
     assert array.sum() == 1500
 
 
-@pytest.mark.counts_faults
 def test_its_loops_fault_on_nothing(samples: Any, a: Arena) -> None:
     assert faults_into(a, lambda view: samples.Samples(view.cast("d")).fill(1.0)) == 0

@@ -55,6 +55,5 @@ def test_what_it_returns_keeps_the_block(a: Arena) -> None:
     assert a.stats().blocks == 0
 
 
-@pytest.mark.counts_faults
 def test_its_loops_fault_on_nothing(a: Arena) -> None:
     assert faults_into(a, lambda view: fill(np.frombuffer(view, "f8"), 1.0)) == 0

@@ -17,7 +17,7 @@ import pytest
 from conftest import MIB
 from machine import disk
 from measure import minor_faults
-from neighbour import faults_into, python_bytes
+from neighbour import faults_into, faults_of_the_device, python_bytes
 
 from arena import Arena
 
@@ -35,7 +35,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.counts_faults
 def test_what_these_tests_count(path: Path) -> None:
     """The same into ordinary memory."""
     with path.open("rb", buffering=0) as file, mmap.mmap(-1, len(DATA)) as memory:
@@ -45,7 +44,6 @@ def test_what_these_tests_count(path: Path) -> None:
 
 
 @pytest.mark.parametrize("buffering", [0, -1])
-@pytest.mark.counts_faults
 def test_readinto(a: Arena, path: Path, buffering: int) -> None:
     block = a.alloc(len(DATA))
     file: Any
@@ -86,7 +84,6 @@ def read_from_disk() -> int:
     raise AssertionError("no read_bytes in /proc/self/io")
 
 
-@pytest.mark.counts_faults
 def test_o_direct(a: Arena, tmp_path: Path) -> None:
     with disk(32 * MIB)(tmp_path) as place:
         path = place.path / "data"
@@ -101,7 +98,7 @@ def test_o_direct(a: Arena, tmp_path: Path) -> None:
             assert read_from_disk() - before >= len(DATA)
             assert bytes(block) == DATA
             # The disk writes into the pages that we had made present: it has none to ask the kernel for.
-            assert faults_into(a, lambda view: os.preadv(fd, [view], 0)) == 0
+            assert faults_of_the_device(a, lambda view: os.preadv(fd, [view], 0)) == 0
             # And why the block is aligned.
             with pytest.raises(OSError, match="Invalid argument"):
                 os.preadv(fd, [block[1 : 1 + 4096]], 0)
@@ -130,7 +127,6 @@ def talker() -> Iterator[socket.socket]:
         there.close()
 
 
-@pytest.mark.counts_faults
 def test_recv_into(a: Arena) -> None:
     block = a.alloc(len(DATA))
     with talker() as peer:

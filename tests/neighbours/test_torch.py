@@ -75,7 +75,6 @@ def test_from_numpy(a: Arena) -> None:
     holds_an_export(a, lambda block: torch.from_numpy(np.frombuffer(block, "f8")))
 
 
-@pytest.mark.counts_faults
 def test_writing_a_tensor_faults_on_nothing(a: Arena) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # this thread's faults are what is counted

@@ -24,8 +24,6 @@ from measure import PAGE
 from arena import Arena, ArenaError, PageFaultError
 from arena.realtime import PageFault, count_page_faults, no_page_faults
 
-pytestmark = pytest.mark.counts_faults
-
 PRELUDE = """
 import ctypes, errno, gc, mmap, os, resource, sys
 from kernel import answer, cannot, drop_capabilities

@@ -157,7 +157,6 @@ def test_no_allocation() -> None:
         assert objects <= of_nothing[0] and peak <= of_nothing[1]
 
 
-@pytest.mark.counts_faults
 def test_no_fault() -> None:
     with Arena("64MiB", pages="4K") as a, Pool(a, "64KiB", 64) as pool:
         views = [memoryview(block) for block in pool.blocks]

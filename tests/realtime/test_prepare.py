@@ -79,7 +79,6 @@ def may_schedule() -> None:
 
 
 @glibc
-@pytest.mark.counts_faults
 def test_what_malloc_gives_is_present_and_kept(run: Callable[..., str]) -> None:
     run(
         """

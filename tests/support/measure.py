@@ -10,6 +10,8 @@ import resource
 import struct
 from collections.abc import Callable
 
+from arena import _realtime
+
 PAGE = mmap.PAGESIZE
 
 
@@ -17,17 +19,38 @@ def minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 
-def faults_writing(view: memoryview, byte: int = 1) -> int:
-    """The faults of writing all of it. By a call that was well rehearsed and allocates next to nothing, for the
-    memory of the interpreter may fault too: after a fork each of its pages, and it goes round in them."""
-    rehearsal = bytearray(1 << 16)
-    count = -1
-    for target in (*[memoryview(rehearsal)] * 500, view):
-        at = ctypes.addressof(ctypes.c_char.from_buffer(target))
+WATCHED = 64
+"""What the kernel notes of a watch: FAULT_WATCH_RECORDS of fault_watch.h."""
+
+
+def faults_at(address: int, nbytes: int, work: Callable[[], object], rehearse: Callable[[], object]) -> int:
+    """The faults of work() in this memory, and not those of the interpreter's own, which faults too: after a fork each
+    of its pages, and a new one now and then. Where no perf event says where they are, all count, and `rehearse` does
+    the same to other memory often enough for the interpreter's pages to be there."""
+    try:
+        watch = _realtime.Watch(0)
+    except OSError:
+        for _ in range(500):
+            rehearse()
         before = minor_faults()
-        ctypes.memset(at, byte, len(target))
-        count = minor_faults() - before
-    return count
+        work()
+        return minor_faults() - before
+    watch.arm()
+    work()
+    watch.disarm()
+    found = [at for at, _ in watch.faults()]
+    here = sum(address <= at < address + nbytes for at in found)
+    assert here or len(found) < WATCHED, "so many faults elsewhere that those after them were not noted"
+    return here
+
+
+def faults_writing(view: memoryview, byte: int = 1) -> int:
+    """The faults of writing all of it."""
+    other = bytearray(1 << 16)
+    at, elsewhere = (ctypes.addressof(ctypes.c_char.from_buffer(target)) for target in (view, other))
+    return faults_at(
+        at, len(view), lambda: ctypes.memset(at, byte, len(view)), lambda: ctypes.memset(elsewhere, byte, len(other))
+    )
 
 
 def steady_faults(cycle: Callable[[], object], rounds: int = 6) -> int:

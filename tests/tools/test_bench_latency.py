@@ -188,7 +188,6 @@ def test_a_disturber_that_ended_itself_is_an_error() -> None:
         kill_it()
 
 
-@pytest.mark.counts_faults
 def test_a_buffer_is_filled_or_touched_in_each_page_and_its_faults_are_counted() -> None:
     memory, touch = bytearray(8192), Toucher(8192, 4096)
     touch.write(memory)

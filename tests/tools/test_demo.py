@@ -129,7 +129,6 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.counts_faults
 def test_as_it_stands_it_speaks_for_the_arena() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "arena", "demo", "--rounds", "1"],

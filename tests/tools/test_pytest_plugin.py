@@ -11,7 +11,6 @@ import pytest
 pytest_plugins = "pytester"
 
 pytestmark = [
-    pytest.mark.counts_faults,
     pytest.mark.skipif(
         not any(point.value == "pytest_arena" for point in importlib.metadata.entry_points(group="pytest11")),
         reason="the plugin is not installed (the package is not, or is an older one)",
