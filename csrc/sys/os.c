@@ -273,9 +273,13 @@ static int map_none_aligned(size_t bytes, size_t span, size_t align, char **out)
     if (raw == MAP_FAILED) return -errno;
     *out = (char *)(((uintptr_t)raw + align - 1) & ~(uintptr_t)(align - 1));
     end = raw + span;
-    int rc = *out > raw ? os_unmap(raw, (size_t)(*out - raw)) : 0;
-    if (rc == 0 && end > *out + bytes) rc = os_unmap(*out + bytes, (size_t)(end - (*out + bytes)));
-    if (rc) (void)os_unmap(*out, bytes); /* vm.max_map_count: the ends could not be cut off */
+    int rc = *out > raw && munmap(raw, (size_t)(*out - raw)) < 0 ? -errno : 0;
+    if (rc == 0) {
+        raw = *out;
+        if (end > *out + bytes && munmap(*out + bytes, (size_t)(end - (*out + bytes))) < 0) rc = -errno;
+    }
+    /* vm.max_map_count: an end could not be cut off. To unmap the whole takes no cut. */
+    if (rc) (void)os_unmap(raw, (size_t)(end - raw));
     return rc;
 }
 
