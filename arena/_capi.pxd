@@ -3,7 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 
-from arena._core cimport arena_block, arena_error, arena_handle, arena_tick, reservation_handle
+from arena._core cimport arena_block, arena_error, arena_handle, arena_progress, reservation_handle
 
 
 cdef extern from "Python.h":
@@ -61,10 +61,10 @@ cdef extern from "arena.h" nogil:
     cdef struct arena_api:
         uint32_t version
         arena_handle *(*of)(void *)
-        int (*alloc)(arena_handle *, uint64_t, uint64_t, unsigned, arena_tick, void *, arena_block *, arena_error *)
-        int (*attempt)(arena_handle *, uint64_t, uint64_t, arena_block *)
+        int (*alloc)(arena_handle *, uint64_t, uint64_t, unsigned, arena_progress, void *, arena_block *, arena_error *)
+        int (*alloc_committed)(arena_handle *, uint64_t, uint64_t, arena_block *)
         int (*free)(arena_handle *, uint64_t)
-        int (*resize)(arena_handle *, uint64_t, uint64_t, arena_tick, void *, arena_block *, arena_error *)
+        int (*resize)(arena_handle *, uint64_t, uint64_t, arena_progress, void *, arena_block *, arena_error *)
         int (*find)(arena_handle *, const void *, arena_block *)
 
     int reservation_create(const reservation_config *, reservation_handle **, arena_error *)
@@ -73,27 +73,27 @@ cdef extern from "arena.h" nogil:
     void reservation_get(reservation_handle *, reservation_stats *)
     int reservation_fd(reservation_handle *)
     int reservation_commit(
-        reservation_handle *, uint64_t, uint64_t, bint, unsigned, arena_tick, void *, uint64_t *, arena_error *
+        reservation_handle *, uint64_t, uint64_t, bint, unsigned, arena_progress, void *, uint64_t *, arena_error *
     )
     int reservation_release(
-        reservation_handle *, uint64_t, uint64_t, bint, uint64_t *, arena_tick, void *, arena_error *
+        reservation_handle *, uint64_t, uint64_t, bint, uint64_t *, arena_progress, void *, arena_error *
     )
     bint reservation_is_committed(reservation_handle *, uint64_t, uint64_t, bint)
-    int reservation_verify(reservation_handle *, uint64_t, uint64_t, arena_tick, void *, arena_error *)
+    int reservation_verify(reservation_handle *, uint64_t, uint64_t, arena_progress, void *, arena_error *)
     int reservation_copy(reservation_handle *, uint64_t, void *, uint64_t, bint)
 
     int arena_create(const arena_config *, arena_handle **, arena_error *)
     int arena_close(arena_handle *, bint)
     bint arena_is_closed(const arena_handle *)
     int arena_destroy(arena_handle *)
-    int arena_try(arena_handle *, uint64_t, uint64_t, arena_block *)
-    int arena_alloc(arena_handle *, uint64_t, uint64_t, unsigned, arena_tick, void *, arena_block *, arena_error *)
-    int arena_give(arena_handle *, uint64_t, c_bool *)
-    int arena_collect(arena_handle *)
+    int arena_alloc_committed(arena_handle *, uint64_t, uint64_t, arena_block *)
+    int arena_alloc(arena_handle *, uint64_t, uint64_t, unsigned, arena_progress, void *, arena_block *, arena_error *)
+    int arena_free_deferred(arena_handle *, uint64_t, c_bool *)
+    int arena_purge(arena_handle *)
     int arena_free(arena_handle *, uint64_t)
-    int arena_resize(arena_handle *, uint64_t, uint64_t, arena_tick, void *, arena_block *, arena_error *)
+    int arena_resize(arena_handle *, uint64_t, uint64_t, arena_progress, void *, arena_block *, arena_error *)
     int arena_find(arena_handle *, const void *, arena_block *)
-    int arena_warm(arena_handle *, uint64_t, unsigned, arena_tick, void *, arena_error *)
+    int arena_warm(arena_handle *, uint64_t, unsigned, arena_progress, void *, arena_error *)
     int arena_trim(arena_handle *, uint64_t, uint64_t *, arena_error *)
     void arena_get(arena_handle *, arena_stats *)
     size_t arena_blocks(arena_handle *, uint64_t *, arena_block *, size_t)
@@ -104,47 +104,62 @@ cdef extern from "arena.h" nogil:
 
 
 cdef extern from "alloc/arena_internal.h" nogil:
-    int arena_give_pinned(arena_handle *, uint64_t, c_bool *)
+    int arena_free_deferred_pinned(arena_handle *, uint64_t, c_bool *)
     bint arena_unpin(arena_handle *)
     int arena_reset_pinned(arena_handle *)
     uint64_t *arena_epoch(arena_handle *)
-    cdef struct os_residency_t "os_residency":
-        uint64_t present, huge, zero, swapped
-    cdef struct os_features_t "os_features":
-        bint populate, dontneed_locked, pagemap_scan, vma_names
-    const os_features_t *os_features()
-    int os_residency(const os_features_t *, const void *, size_t, os_residency_t *)
-    int os_overcommit_mode()
-    int os_flush(void *, size_t)
-    int os_thp_allowed(uint64_t, bint)
-    cdef struct reservation_view:
+    cdef struct reservation_pin_t "reservation_pin":
         pass
-    int reservation_look(reservation_handle *, reservation_view *, uint64_t, uint64_t, bint)
-    void reservation_look_away(reservation_handle *, reservation_view *)
+    int reservation_pin(reservation_handle *, reservation_pin_t *, uint64_t, uint64_t, bint)
+    void reservation_unpin(reservation_handle *, reservation_pin_t *)
 
 
-cdef extern from "alloc/heap.h" nogil:
-    cdef struct heap:
+cdef extern from "alloc/malloc_adapter.h" nogil:
+    cdef struct malloc_adapter:
         arena_handle *arena
         c_bool overflow
         void *(*leave)() noexcept
         void (*come_back)(void *) noexcept
-        arena_tick tick
+        arena_progress progress
         void (*closed)(void *) noexcept
         void *arg
-    void *heap_malloc(void *, size_t)
-    void *heap_calloc(void *, size_t, size_t)
-    void *heap_realloc(void *, void *, size_t)
-    void heap_free(void *, void *, size_t)
-    int heap_why(arena_handle *, arena_error *)
+    void *adapter_malloc(void *, size_t)
+    void *adapter_calloc(void *, size_t, size_t)
+    void *adapter_realloc(void *, void *, size_t)
+    void adapter_free(void *, void *, size_t)
+    int adapter_why(arena_handle *, arena_error *)
 
 
-cdef extern from "memory/lockall.h" nogil:
-    int lockall(bint, bint, bint, arena_error *)
-    int unlockall()
+cdef extern from "memory/mlockall.h" nogil:
+    int mlockall_sparse(bint, bint, bint, arena_error *)
+    int munlockall_sparse()
 
 
-cdef extern from "sys/os_probe.h" nogil:
+cdef extern from "memory/huge_pages.h" nogil:
+    int huge_pages_allowed(uint64_t, bint)
+
+
+cdef extern from "sys/features.h" nogil:
+    cdef struct os_features_t "os_features":
+        bint populate, dontneed_locked, pagemap_scan, vma_names
+    const os_features_t *os_features()
+
+
+cdef extern from "sys/residency.h" nogil:
+    cdef struct os_residency_t "os_residency":
+        uint64_t present, huge, zero, swapped
+    int os_residency(const os_features_t *, const void *, size_t, os_residency_t *)
+
+
+cdef extern from "sys/proc.h" nogil:
+    int os_overcommit_mode()
+
+
+cdef extern from "sys/mapping.h" nogil:
+    int os_flush(void *, size_t)
+
+
+cdef extern from "sys/probe.h" nogil:
     cdef struct os_probe_t "os_probe":
         int guard, memfd, memfd_secret, mlock, mbind, perf_event_open, thp_disabled, lock_future
     void os_probe(os_probe_t *)
@@ -156,8 +171,8 @@ cdef extern from "errno.h" nogil:
         EPERM, ESHUTDOWN, EXDEV
 
 
-cdef extern from "memory/forks.h" nogil:
-    const uint32_t forks_count
+cdef extern from "memory/registry.h" nogil:
+    const uint32_t fork_generation
 
 
 cdef extern from "memory/users.h" nogil:
@@ -174,7 +189,7 @@ cdef extern from "memory/users.h" nogil:
 cdef extern from "memory/mirror.h" nogil:
     cdef struct mirror:
         pass
-    int mirror_create(uint64_t, bint, const char *, arena_tick, void *, mirror *, arena_error *)
+    int mirror_create(uint64_t, bint, const char *, arena_progress, void *, mirror *, arena_error *)
     void mirror_destroy(mirror *)
 
 

@@ -7,7 +7,7 @@ cdef extern from "arena.h" nogil:
         pass
     ctypedef struct reservation_handle "reservation":
         pass
-    ctypedef int (*arena_tick)(void *arg, uint64_t done, uint64_t total) noexcept
+    ctypedef int (*arena_progress)(void *arg, uint64_t done, uint64_t total) noexcept
     cdef struct arena_error:
         int err
         const char *op
@@ -38,14 +38,14 @@ cdef public class Arena [object ArenaArenaObject, type ArenaArenaType, check_siz
 # For other Cython modules, without the GIL: memory of a Python Arena's arena. A block that was had this way keeps
 # nothing alive; free it before the Arena goes. -errno as in arena.h.
 cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
-cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
+cdef int block_alloc_committed(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil
 cdef int block_free(Arena a, uint64_t handle) noexcept nogil
 
 
 # For arena's own modules, and different in the next version: the core's count of the forks that made this process, and
 # csrc/memory/mirror.h, where `out` and `m` are a struct mirror.
-cdef const uint32_t *forks_counter() noexcept nogil
+cdef const uint32_t *fork_generation_at() noexcept nogil
 cdef int ring_memory(
-    uint64_t nbytes, bint lock, const char *name, arena_tick tick, void *arg, void *out, arena_error *e
+    uint64_t nbytes, bint lock, const char *name, arena_progress progress, void *arg, void *out, arena_error *e
 ) noexcept nogil
 cdef void ring_memory_destroy(void *m) noexcept nogil

@@ -102,9 +102,8 @@ cdef object as_reserve_exception(int rc, arena_error *e, reservation_config *con
 # Signals and progress while the GIL is released.
 
 @cython.final
-cdef class Ticker:
-    """What happens between the steps of a commit: signals in the main thread, the progress callback, or nothing at
-    all."""
+cdef class ProgressCall:
+    """What happens between the steps of a commit: signals in the main thread, the progress callback, or nothing."""
 
     cdef object progress, caught
     cdef bint signals
@@ -115,12 +114,12 @@ cdef class Ticker:
         self.progress = progress
         self.signals = _threading.get_ident() == _threading.main_thread().ident
 
-    cdef arena_tick function(self) noexcept:
+    cdef arena_progress function(self) noexcept:
         # Another thread is not given signals by Python, and is spared the wait for the GIL.
         if self.signals:
-            return tick_with_gil
+            return progress_with_gil
         if self.progress is not None:
-            return tick
+            return progress_without_gil
         return NULL
 
     cdef raise_caught(self):
@@ -130,13 +129,13 @@ cdef class Ticker:
             raise caught
 
 
-cdef int tick(void *arg, uint64_t done, uint64_t total) noexcept nogil:
+cdef int progress_without_gil(void *arg, uint64_t done, uint64_t total) noexcept nogil:
     # Whoever asks a finalizing interpreter for the GIL is ended on the spot, with helpers still at work on its stack.
-    return -EINTR if arena_finalizing() else tick_with_gil(arg, done, total)
+    return -EINTR if arena_finalizing() else progress_with_gil(arg, done, total)
 
 
-cdef int tick_with_gil(void *arg, uint64_t done, uint64_t total) noexcept with gil:
-    cdef Ticker t = <Ticker>arg
+cdef int progress_with_gil(void *arg, uint64_t done, uint64_t total) noexcept with gil:
+    cdef ProgressCall t = <ProgressCall>arg
     try:
         PyErr_CheckSignals()
         if t.progress is not None and total:
@@ -349,10 +348,10 @@ def _smaps(address, length):
 @cython.final
 @cython.no_gc
 cdef class RangeView:
-    """Exports a part of a reservation; the reservation is not released under it."""
+    """Exports a part of a reservation, which is not released under it."""
 
     cdef Reservation owner
-    cdef reservation_view look
+    cdef reservation_pin_t pin
     cdef char *ptr
     cdef Py_ssize_t size
     cdef bint readonly
@@ -379,57 +378,72 @@ cdef class RangeView:
     def __dealloc__(self):
         # A view of it holds a reference to this object, so its life is the export's.
         if self.owner is not None:
-            reservation_look_away(self.owner.c, &self.look)
+            reservation_unpin(self.owner.c, &self.pin)
 
 
 @cython.final
 cdef class Reservation:
-    """A sparse range of memory or of a file: address space that costs nothing, of which parts are committed and
-    released.
+    """A sparse range of memory or of a file, of which parts are committed and released.
 
-    For those who manage offsets themselves; :class:`Arena` is an allocator on top of one. Thread-safe.
+    A reservation is address space, which costs nothing until a part of it is committed. It is for those who manage
+    offsets themselves; :class:`Arena` is an allocator on top of one. It is thread-safe.
 
     Parameters
     ----------
     size
-        Bytes, or "64MiB", "2GiB", "1.5 GB". Rounded up to whole pages.
+        Bytes, or "64MiB", "2GiB", "1.5 GB". The size is rounded up to whole pages.
     path
-        A directory: an unnamed file in it, which goes with the reservation. A path where nothing is: a file is created
-        (0600), made ``size`` long and kept. An existing file is mapped from its start as it is, never resized, and
-        never punched without ``discard``. On tmpfs, a disk, or hugetlbfs.
+        What stands behind the memory. A directory: an unnamed file in it, which goes with the reservation. A path where
+        nothing is: a file is created (0600), made ``size`` long and kept. An existing file is mapped from its start as
+        it is, never resized, and never punched without ``discard``. On tmpfs, a disk, or hugetlbfs.
     fd
-        As an existing file: anything that mmap(2) takes, as int or with fileno(). It is duplicated.
+        An open file, as int or with fileno(): anything that mmap(2) takes. It is treated as an existing file, and
+        duplicated.
     shared
-        Writes are seen by others who map the same memory, and get into the file. Without path and fd: a memfd, sealed
-        against shrinking and growing.
+        Writes are seen by others who map the same memory, and get into the file. Without ``path`` and ``fd`` the memory
+        is a memfd, sealed against shrinking and growing.
     backing
-        "anonymous" or "memfd", to say which without path and fd; default: a memfd if shared, else anonymous.
+        "anonymous" or "memfd", to say which without ``path`` and ``fd``. None: a memfd if ``shared``, else anonymous.
     readonly
         The file can be committed and viewed for reading only.
     pages
-        "auto": 2 MiB transparent huge pages where the machine allows them for this kind of memory and the size is 2 MiB
-        or more; else the largest mTHP size that is enabled (Linux 6.8), else 4 KiB. "4K", "thp", "64K" (an mTHP size)
-        insist. "2M", "1G": from the hugetlb pool of such pages. What cannot be had raises ReserveError here; what was
-        had is ``page_size``.
+        The page size. "auto": 2 MiB transparent huge pages where the machine allows them for this kind of memory and
+        the size is 2 MiB or more; else the largest mTHP size that is enabled (Linux 6.8), else 4 KiB. "4K", "thp",
+        "64K" (an mTHP size) insist. "2M", "1G": from the hugetlb pool of such pages. What was had is ``page_size``.
     lock
-        What is committed is mlocked, and what is released unlocked: it is not swapped or reclaimed, and counts against
-        RLIMIT_MEMLOCK by what is committed. (Pages of the hugetlb pool never are, and do not.) A fork's child inherits
-        no locks; its next commit() of the range locks.
+        What is committed is mlocked, and what is released is unlocked: locked memory is not swapped or reclaimed, and
+        counts against RLIMIT_MEMLOCK by what is committed. (Pages of the hugetlb pool never are, and do not.) A fork's
+        child inherits no locks; its next commit() of the range locks.
     node
-        Memory comes from this NUMA node alone (mbind(2), MPOL_BIND).
+        The number of the NUMA node that all memory comes from (mbind(2), MPOL_BIND).
     fork
         What the child of a fork gets: "copy" (copy-on-write; commit() again undoes that), "share" (the same memory, for
-        both to use and to release: shared only), "drop" (nothing: zeros, and RuntimeError for every call; the parent
-        keeps its pages to itself) or "wipe" (zeros, usable; private anonymous only). By default "share" for shared
+        both to use and to release: shared only; the child's commit() populates its own page table), "drop" (nothing:
+        what it still points to reads as zeros, and every method that would use the memory raises RuntimeError; the
+        parent keeps its pages to itself) or "wipe" (zeros, usable; private anonymous only). None: "share" for shared
         memory, "drop" for private hugetlb pages (a write after a copying fork needs a second one, and is a SIGBUS where
         there is none), else "copy".
     dump
-        Include the memory in core dumps. Left out by default: a dump of a sparse terabyte takes for ever.
+        Include the memory in core dumps. It is left out by default: a dump of a sparse terabyte takes for ever.
     name
         Shown in /proc/self/maps where the kernel was built with CONFIG_ANON_VMA_NAME.
 
-    Raises ReserveError (an OSError and a MemoryError) when address space, the file or such pages cannot be had,
-    ValueError or TypeError for nonsense.
+    Raises
+    ------
+    ReserveError
+        (An OSError and a MemoryError.) Address space, the file, or pages of that size cannot be had.
+    ValueError, TypeError
+        The arguments make no sense.
+
+    Examples
+    --------
+    >>> from arena import Reservation
+    >>> with Reservation("1TiB") as r:
+    ...     r.commit("4MiB", offset="1GiB")
+    ...     r.view(5, offset="1GiB")[:] = b"hello"
+    ...     r.release()
+    4194304
+    4194304
     """
     cdef reservation_handle *c  # as long as this object: the core refuses what is asked of a closed one
     cdef uint64_t _size, _page, _address
@@ -474,57 +488,128 @@ cdef class Reservation:
             )
 
     def commit(self, nbytes=None, *, offset=0, populate="write", threads=None, progress=None):
-        """Make ``nbytes`` at ``offset`` (default: all of it), rounded outward to pages, present. The bytes newly
-        present.
+        """Make a range present, so that touching it faults on nothing afterwards.
 
-        Afterwards a write, or with populate="read" a read, of any of it faults on nothing (madvise(2),
-        MADV_POPULATE_WRITE and MADV_POPULATE_READ, Linux 5.14; elsewhere the kernel is made to touch each page). Shared
-        memory and files are allocated first (fallocate(2)), so that it is an error and not a signal when they are full.
-        A file on disk is faultless for writing until the kernel writes its pages back. populate="read" maps a file's
-        pages without making them dirty, and for private anonymous memory the zero page, which costs nothing. After a
-        fork, pages that became copy-on-write are made this process's own again.
+        Parameters
+        ----------
+        nbytes, offset
+            The range, which is rounded outward to pages. By default it is all of the reservation.
+        populate
+            "write": the range can be written without a fault. "read": it can be read without one; a file's pages are
+            mapped without becoming dirty, and private anonymous memory is the zero page, which costs nothing.
+        threads
+            How many threads populate. None: min(CPUs, 16, bytes / 64 MiB).
+        progress
+            Called in this thread as ``progress(done, total)`` with bytes, at most every 10 ms or so, and at the end
+            with done == total; never where nothing is to be done. What it raises stops the commit, in the last call
+            too.
 
-        ``threads``: how many, None for min(CPUs, 16, bytes / 64 MiB). ``progress(done, total)`` is called in this
-        thread, at most every 10 ms or so, and at the end; what it raises stops the commit, as an exception from a
-        signal handler does.
+        Returns
+        -------
+        int
+            The bytes that were made present by this call.
 
-        Raises CommitError (an OSError and a MemoryError). A commit that fails or is stopped gives back what it made
-        present.
+        Raises
+        ------
+        CommitError
+            (An OSError and a MemoryError.) The memory cannot be had.
+        ValueError
+            The range is not within the reservation, which may be closed.
+        RuntimeError
+            The memory was not given to this child of a fork, or this very thread is committing the range further up its
+            stack.
+
+        Notes
+        -----
+        A commit that fails, or that ``progress`` or a signal handler's exception stops, gives back what it made
+        present, and nothing else.
+
+        Pages are populated by madvise(2), MADV_POPULATE_WRITE and MADV_POPULATE_READ (Linux 5.14); before, the kernel
+        is made to touch each page. Shared memory and files are allocated first (fallocate(2)), so that it is an error
+        and not a signal when they are full. A file on disk is faultless for writing until the kernel writes its pages
+        back.
+
+        After a fork, pages that became copy-on-write are made this process's own again, and a child that shares the
+        reservation populates its page table.
+
+        Examples
+        --------
+        >>> from arena import Reservation
+        >>> r = Reservation("1GiB", pages="4K")
+        >>> r.commit(10_000), r.commit(10_000)
+        (12288, 0)
         """
         cdef uint64_t start, length, newly = 0
         cdef bint write = for_writing(populate)
         cdef unsigned count = thread_count(threads)
-        cdef Ticker ticker = Ticker(progress)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(progress)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         with nogil:
-            rc = reservation_commit(self.c, start, length, write, count, function, <void *>ticker, &newly, &e)
-        ticker.raise_caught()
+            rc = reservation_commit(self.c, start, length, write, count, function, <void *>call, &newly, &e)
+        call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
         return newly
 
     def release(self, nbytes=None, *, offset=0, discard=False):
-        """Give ``nbytes`` at ``offset`` (default: all of it), rounded inward to pages, back to the machine. The bytes
-        given back.
+        """Give a range back to the machine.
 
+        Parameters
+        ----------
+        nbytes, offset
+            The range, which is rounded inward to pages. By default it is all of the reservation.
+        discard
+            Punch the range out of a file that was there before, committed or not. Without it such a file keeps its
+            data.
+
+        Returns
+        -------
+        int
+            The bytes that the machine got. For a shared mapping of a file that was there before (an existing path, or
+            ``fd``) these are 0 without ``discard``: the pages stay the file's. The copies of a private mapping do
+            count.
+
+        Raises
+        ------
+        BufferError
+            A view of the range is exported.
+        CommitError
+            The kernel refuses; what it had taken back before is released.
+        ValueError, RuntimeError
+            As for :meth:`commit`.
+
+        Notes
+        -----
         Released memory is zero when it is committed again; of shared memory that holds for everybody who maps it. In a
-        private mapping of a file the file shows through again. A file that was there before (an existing path, a fd)
-        keeps its data, unless ``discard``: then the range is punched out of it, committed or not, and what the file
-        system had for it is free. BufferError while a view of the range is exported.
+        private mapping of a file the file shows through again. What is punched out is free in the file system too.
+
+        Where the file system has large folios (2 MiB; ext4 on Linux 6.x) the kernel drops the page-table entries of a
+        whole folio when a part of it is released. Committed neighbours then fault once more at their next touch.
+        :meth:`commit` takes them for present and does nothing; :meth:`verify` populates them again.
+
+        Memory is released by madvise(2), MADV_DONTNEED (before Linux 5.18 pages of a hugetlb pool are mapped anew
+        instead), and by fallocate(2), FALLOC_FL_PUNCH_HOLE.
+
+        Examples
+        --------
+        >>> from arena import Reservation
+        >>> r = Reservation("1GiB", pages="4K")
+        >>> r.commit("1MiB") == r.release(), r.committed
+        (True, 0)
         """
         cdef uint64_t start, length, freed = 0
         cdef bint punch = bool(discard)
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(None)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         with nogil:
-            rc = reservation_release(self.c, start, length, punch, &freed, function, <void *>ticker, &e)
-        ticker.raise_caught()
+            rc = reservation_release(self.c, start, length, punch, &freed, function, <void *>call, &e)
+        call.raise_caught()
         if rc == -EBUSY:
             raise BufferError("a view of this range is exported: drop it first")
         if rc:
@@ -532,10 +617,38 @@ cdef class Reservation:
         return freed
 
     def view(self, nbytes=None, *, offset=0, readonly=False):
-        """A memoryview of ``nbytes`` at ``offset``, which must be committed (for writing, unless readonly): else
-        ValueError.
+        """Look at a committed range as a memoryview.
 
-        While it, or anything made from it, lives, its range is not released and the reservation not closed.
+        While the view, or anything made from it, lives, its range is not released and the reservation not closed.
+
+        Parameters
+        ----------
+        nbytes, offset
+            The range. By default it is all of the reservation.
+        readonly
+            The view is for reading, and memory that was committed with populate="read" is enough.
+
+        Returns
+        -------
+        memoryview
+            Of bytes ("B").
+
+        Raises
+        ------
+        ValueError
+            The range is empty, not within the reservation, not committed, or not committed for writing.
+        BufferError
+            The range is being released.
+        RuntimeError
+            The memory was not given to this child of a fork.
+
+        Examples
+        --------
+        >>> from arena import Reservation
+        >>> r = Reservation("1GiB")
+        >>> _ = r.commit(4096)
+        >>> bytes(r.view(4)) == bytes(4)
+        True
         """
         cdef uint64_t start, length
         cdef RangeView v
@@ -546,7 +659,7 @@ cdef class Reservation:
         if self._readonly and not readonly:
             raise ValueError("the reservation is read-only: view(readonly=True)")
         v = RangeView.__new__(RangeView)
-        rc = reservation_look(self.c, &v.look, start, length, not readonly)
+        rc = reservation_pin(self.c, &v.pin, start, length, not readonly)
         if rc == -EBUSY:
             raise BufferError("this range is being released")
         if rc == -ENODATA:
@@ -563,20 +676,43 @@ cdef class Reservation:
         return memoryview(v)
 
     def verify(self, nbytes=None, *, offset=0):
-        """See that what is committed of the range is still there: it is populated again, or CommitError says why it
-        cannot be: the file was truncated, a hole was punched in it and the file system is full now.
+        """See that what is committed of a range is still there, and populate it again.
 
-        A diagnosis, not a guarantee: the next moment may be different. read_into() is safe at any time.
+        Others can take pages of a shared file away: who truncates it or punches a hole in it. A part of the range that
+        is not committed is passed over.
+
+        Parameters
+        ----------
+        nbytes, offset
+            The range. By default it is all of the reservation.
+
+        Raises
+        ------
+        CommitError
+            The pages cannot be had again: the file was truncated, or the file system is full now.
+        ValueError, RuntimeError
+            As for :meth:`commit`.
+
+        Notes
+        -----
+        This is a diagnosis, not a guarantee: the next moment may be different. :meth:`read_into` is safe at any time.
+
+        Examples
+        --------
+        >>> from arena import Reservation
+        >>> r = Reservation("1GiB", shared=True)
+        >>> _ = r.commit("1MiB")
+        >>> r.verify()
         """
         cdef uint64_t start, length
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(None)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         self.range_of(nbytes, offset, &start, &length)
         with nogil:
-            rc = reservation_verify(self.c, start, length, function, <void *>ticker, &e)
-        ticker.raise_caught()
+            rc = reservation_verify(self.c, start, length, function, <void *>call, &e)
+        call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
 
@@ -615,25 +751,106 @@ cdef class Reservation:
         return length
 
     def read_into(self, buffer, *, offset=0):
-        """Copy from the reservation into a writable buffer, through the kernel: pread(2) for shared files, committed or
-        not, else process_vm_readv(2). The bytes copied.
+        """Copy from the reservation through the kernel, with an exception where a load would be a signal.
 
-        OSError (EFAULT) where a load would end in a signal, ValueError where it is not committed, PermissionError where
-        a container's seccomp profile forbids process_vm_readv.
+        Parameters
+        ----------
+        buffer
+            A writable, contiguous buffer. Its length says how much is copied.
+        offset
+            Where in the reservation the bytes begin.
+
+        Returns
+        -------
+        int
+            The bytes copied.
+
+        Raises
+        ------
+        OSError
+            EFAULT: nothing is there, as past a file's end, or where a peer has punched a hole into what is committed
+            here, as far as that can be told (of a memfd and on tmpfs).
+        ValueError
+            The range is not committed, or not within the reservation.
+        PermissionError
+            A seccomp profile (a container's) forbids process_vm_readv(2).
+        BufferError
+            The range is being released.
+
+        Notes
+        -----
+        Shared files are read by pread(2), committed or not; other memory by process_vm_readv(2).
+
+        Examples
+        --------
+        >>> from arena import Reservation
+        >>> r = Reservation("1GiB")
+        >>> _ = r.commit(4096)
+        >>> r.write_from(b"hello"), r.read_into(found := bytearray(5)), found
+        (5, 5, bytearray(b'hello'))
         """
         return self.copy(buffer, offset, False)
 
     def write_from(self, buffer, *, offset=0):
-        """Copy from a buffer into the reservation, which has to be committed, through the kernel: pwrite(2) for shared
-        files, else process_vm_writev(2). The bytes copied. Errors as for read_into().
+        """Copy a buffer into a committed range through the kernel.
+
+        Parameters
+        ----------
+        buffer
+            A contiguous buffer. Its length says how much is copied.
+        offset
+            Where in the reservation the bytes are to be.
+
+        Returns
+        -------
+        int
+            The bytes copied.
+
+        Raises
+        ------
+        OSError, ValueError, BufferError
+            As for :meth:`read_into`.
+        PermissionError
+            The reservation is read-only, its file is sealed against writing, or a seccomp profile forbids
+            process_vm_writev(2).
+
+        Notes
+        -----
+        Shared files are written by pwrite(2); other memory by process_vm_writev(2).
         """
         return self.copy(buffer, offset, True)
 
     def residency(self, nbytes=None, *, offset=0):
-        """The kernel's word on the range, as :class:`Residency`: /proc/self/pagemap, PAGEMAP_SCAN where there is one
-        (Linux 6.7).
+        """Ask the kernel what of a range is present.
 
-        ``locked`` and ``dirty`` come from smaps, for the whole reservation only. OSError where /proc is not to be had.
+        Parameters
+        ----------
+        nbytes, offset
+            The range. By default it is all of the reservation.
+
+        Returns
+        -------
+        Residency
+            Bytes. ``locked`` and ``dirty`` come from smaps, for the whole reservation only.
+
+        Raises
+        ------
+        OSError
+            /proc cannot be read.
+        ValueError
+            The reservation is closed, or the range is not within it.
+
+        Notes
+        -----
+        The sources are /proc/self/pagemap, PAGEMAP_SCAN where there is one (Linux 6.7), and /proc/self/smaps.
+
+        Examples
+        --------
+        >>> from arena import Reservation
+        >>> r = Reservation("1GiB", pages="4K")
+        >>> _ = r.commit("1MiB")
+        >>> r.residency("2MiB").present
+        1048576
         """
         cdef uint64_t start, length
         self.check_open()
@@ -641,7 +858,13 @@ cdef class Reservation:
         return residency_of(self._address + start, length, length == self._size)
 
     def close(self):
-        """Unmap it. BufferError while a view is exported or a commit under way. Closing twice is fine."""
+        """Unmap the reservation. Closing twice is fine.
+
+        Raises
+        ------
+        BufferError
+            A view is exported, or a commit is under way.
+        """
         cdef int rc
         with nogil:
             rc = reservation_close(self.c)
@@ -666,17 +889,17 @@ cdef class Reservation:
 
     @property
     def address(self):
-        """Where it begins."""
+        """The address of the first byte."""
         return self._address
 
     @property
     def page_size(self):
-        """The unit of commit and release: 4096, or what huge pages have."""
+        """The unit of commit and release in bytes: 4096, or what huge pages have."""
         return self._page
 
     @property
     def backing(self):
-        """"anonymous", "memfd", "tmpfs", "hugetlbfs", "file" (on any other file system) or "device"."""
+        """What it is: "anonymous", "memfd", "tmpfs", "hugetlbfs", "file" (of another file system) or "device"."""
         return self._backing
 
     @property
@@ -688,13 +911,34 @@ cdef class Reservation:
 
     @property
     def committed(self):
-        """Bytes committed: the ledger; residency() is the kernel's word."""
+        """Bytes committed, by the ledger; residency() is the kernel's word."""
         cdef reservation_stats stats
         reservation_get(self.c, &stats)
         return stats.committed
 
     def fileno(self):
-        """The descriptor of its file, which stays the reservation's. OSError (EBADF) where there is none."""
+        """Return the descriptor of the file behind the memory, which stays the reservation's.
+
+        Returns
+        -------
+        int
+            The descriptor. Whoever it is passed on to is a peer, whose data a failed commit leaves alone.
+
+        Raises
+        ------
+        OSError
+            EBADF: anonymous memory has none.
+        ValueError
+            The reservation is closed.
+
+        Examples
+        --------
+        >>> from arena import Reservation
+        >>> import os
+        >>> r = Reservation("1MiB", shared=True)
+        >>> os.fstat(r.fileno()).st_size == r.size
+        True
+        """
         cdef int fd
         self.check_open()
         fd = reservation_fd(self.c)
@@ -719,35 +963,56 @@ _arenas = _weakref.WeakValueDictionary()
 
 @cython.final
 cdef class Arena:
-    """An allocator on a reservation: blocks from memory that is there.
+    """An allocator on a reservation: it hands out blocks of memory that is there.
 
     Memory is committed by chunks as blocks need it, before alloc() returns, and kept when they are freed, so that the
-    next alloc() is index work of some 60 ns and no system call. Thread-safe; the GIL is released while memory is
-    populated.
+    next alloc() is index work of some 60 ns and no system call. An arena is thread-safe; the GIL is released while
+    memory is populated.
 
     Parameters
     ----------
     size
         Bytes of address space, or "64GiB". It costs nothing until used, so ask for plenty.
     chunk
-        Bytes that are committed and released at a time: a power of two from 4 KiB to 1 GiB. Below 2 MiB no huge pages.
-        None: 2 MiB, less for an arena that is smaller, more where its pages are larger.
+        Bytes that are committed and released at a time: a power of two from 4 KiB to 1 GiB, at least a page. Below 2
+        MiB there are no huge pages. None: 2 MiB, less for an arena that is smaller, more where its pages are larger.
     populate
         "write", or "read": the zero page until a block is first written, which then faults.
-    retain, decay
-        Free committed bytes to keep: None keeps all until trim(). What is beyond ``retain`` is released when blocks are
-        freed, at once or, with ``decay`` seconds, once it was free for that long.
+    retain
+        Free committed bytes to keep when blocks are freed. None keeps all until trim().
+    decay
+        Seconds for which memory beyond ``retain`` has to be free before it is released. None: it is released at once.
     headroom
         Bytes that are to stay available to the rest of the program, and of the memory cgroup or machine: a commit that
         would take them fails. None: 16 MiB and 256 KiB for each thread, but no more than an eighth of the limit; that
         is what printing a traceback, an import and a log line take. With 0 the next allocation of anybody may be the
         one that the kernel answers with SIGKILL.
     path, fd, shared, backing, pages, lock, node, fork, dump, name
-        As for :class:`Reservation`. ``chunk`` is at least a page. With fork="share" the child of a fork uses and frees
-        the blocks there are, and the parent alone makes new ones. Blocks in a file that was there before hold what the
-        file does.
+        As for :class:`Reservation`. With fork="share" the child of a fork uses and frees the blocks there are, and the
+        parent alone makes new ones. Blocks in a file that was there before hold what the file does.
+    readonly
+        Must be False: a file is mapped read-only by Reservation(readonly=True).
 
-    Raises as :class:`Reservation`.
+    Raises
+    ------
+    ReserveError
+        (An OSError and a MemoryError.) Address space, the file, or pages of that size cannot be had.
+    ValueError, TypeError
+        The arguments make no sense.
+
+    Notes
+    -----
+    As a context manager the arena is closed at the end: see :meth:`close`. Blocks and arrays that are alive outlive it.
+
+    Examples
+    --------
+    >>> from arena import Arena
+    >>> with Arena("64GiB") as a:
+    ...     a.warm("64MiB")
+    ...     block = a.alloc("16MiB")
+    ...     block[:5] = b"hello"
+    >>> bytes(block[:5])
+    b'hello'
     """
     def __cinit__(
         self, size, *, chunk=None, populate="write", retain=None, decay=None, headroom=None,
@@ -793,14 +1058,44 @@ cdef class Arena:
                 arena_destroy(self.c)
 
     def alloc(self, nbytes, *, align=64, bint zero=False, bint grow=True):
-        """A new :class:`Block` of ``nbytes`` that are present: writing them faults on nothing.
+        """Allocate a block whose bytes are present: writing them faults on nothing.
 
-        ``align``: a power of two up to the chunk. ``zero``: all bytes are 0 (nothing is cleared that is known to be
-        zero); else they may be what an earlier block left. ``grow=False``: from committed memory only, without any
-        system call.
+        Parameters
+        ----------
+        nbytes
+            Bytes, or "64MiB".
+        align
+            The alignment of its address: a power of two up to the chunk.
+        zero
+            All bytes are 0; what is known to be zero is not cleared. Without it they may be what an earlier block left.
+        grow
+            Whether memory may be committed for it. With False the block comes from committed memory, by index work
+            alone.
 
-        Raises ArenaFullError (a MemoryError) where no free range is that large, CommitError where the machine or
-        cgroup has not the memory, ValueError once the arena is closed.
+        Returns
+        -------
+        Block
+            It is freed by free(), at the end of a ``with``, or with the object.
+
+        Raises
+        ------
+        ArenaFullError
+            (A MemoryError.) No free range is that large; with grow=False no committed one, or the index has no
+            committed room for another block: see ``blocks`` of :meth:`warm`.
+        CommitError
+            (An OSError and a MemoryError.) The machine or memory cgroup has not the memory.
+        ValueError
+            The arena is closed, or the arguments make no sense.
+        RuntimeError
+            This child of a fork may not allocate: ``fork="drop"``, or memory that it shares.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> with a.alloc("1MiB", align=4096, zero=True) as block:
+        ...     len(block), block.address % 4096, block[0]
+        (1048576, 0, 0)
         """
         cdef int overflow = 0
         cdef long long given = PyLong_AsLongLongAndOverflow(nbytes, &overflow) if type(nbytes) is int else 0
@@ -809,47 +1104,182 @@ cdef class Arena:
         )
 
     def empty(self, shape, dtype=float, order="C", *, align=64):
-        """A new NumPy array, uninitialised. It owns its block, which is freed with the last view of it, in whichever
-        thread; it outlives close(), and as it holds an export, the arena says BufferError to reset() while it lives.
+        """Make a NumPy array, uninitialised, that owns its block.
 
-        ``order``: "C" or "F". ``align``: as for alloc(). Arrays of 0 bytes are NumPy's own.
+        The block is freed with the last view of the array, in whichever thread. The array outlives close(), and as it
+        holds an export, reset() raises BufferError while it lives. Arrays of 0 bytes are NumPy's own.
 
-        ValueError for dtypes with Python objects or variable-width strings in them; ImportError without NumPy; else as
-        alloc().
+        Parameters
+        ----------
+        shape, dtype
+            As for numpy.empty. No Python objects, and no strings of variable width.
+        order
+            "C" or "F".
+        align
+            As for :meth:`alloc`.
+
+        Returns
+        -------
+        numpy.ndarray
+            Its memory is present.
+
+        Raises
+        ------
+        ImportError
+            There is no NumPy.
+        ValueError
+            The dtype cannot be had, or the shape makes no sense.
+        ArenaFullError, CommitError, RuntimeError
+            As for :meth:`alloc`.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> a.empty((480, 640, 3), "u1").shape
+        (480, 640, 3)
         """
         return new_array(self, shape, dtype, order, align, False)
 
     def zeros(self, shape, dtype=float, order="C", *, align=64):
-        """As empty(), of zeros. Memory that is known to be zero is not written."""
+        """Make a NumPy array of zeros. Memory that is known to be zero is not written.
+
+        Parameters
+        ----------
+        shape, dtype, order, align
+            As for :meth:`empty`.
+
+        Returns
+        -------
+        numpy.ndarray
+            It owns its block, and raises what :meth:`empty` does.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> Arena("1GiB").zeros(3)
+        array([0., 0., 0.])
+        """
         return new_array(self, shape, dtype, order, align, True)
 
     def full(self, shape, fill_value, dtype=None, order="C", *, align=64):
-        """As empty(), of one value, and by default of its dtype."""
+        """Make a NumPy array of one value.
+
+        Parameters
+        ----------
+        shape, order, align
+            As for :meth:`empty`.
+        fill_value
+            The value, or an array that broadcasts to the shape.
+        dtype
+            None: that of the value.
+
+        Returns
+        -------
+        numpy.ndarray
+            It owns its block, and raises what :meth:`empty` does.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> Arena("1GiB").full(3, 7)
+        array([7, 7, 7])
+        """
         return _arrays.full(self, shape, fill_value, dtype, order, align)
 
     def empty_like(self, prototype, dtype=None, order="K", *, shape=None, align=64):
-        """As empty(), with the shape and dtype of an array unless said otherwise.
+        """Make a NumPy array, uninitialised, with the shape and dtype of another.
 
-        ``order``: also "K", that of the prototype as nearly as can be, and "A", "F" if the prototype is in Fortran's
-        order only, else "C".
+        Parameters
+        ----------
+        prototype
+            An array, or anything that NumPy makes one of. Subclasses do not matter.
+        dtype, shape
+            None: those of the prototype.
+        order
+            "C", "F", "K" (that of the prototype as nearly as can be) or "A" ("F" if the prototype is in Fortran's order
+            only, else "C").
+        align
+            As for :meth:`alloc`.
+
+        Returns
+        -------
+        numpy.ndarray
+            It owns its block, and raises what :meth:`empty` does.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> a.empty_like(a.zeros((2, 3), "f4")).dtype
+        dtype('float32')
         """
         return _arrays.empty_like(self, prototype, dtype, order, shape, align)
 
     def array(self, obj, dtype=None, order="K", *, align=64):
-        """A copy of ``obj``, which is an array or anything that NumPy makes one of; subclasses become plain arrays.
+        """Copy an array into the arena.
 
-        ``order`` as for empty_like(), errors as for empty() and np.array. What is not an array yet, or needs a dtype
-        other than a plain number's, becomes one outside of the arena first.
+        Parameters
+        ----------
+        obj
+            An array, or anything that NumPy makes one of. Subclasses become plain arrays.
+        dtype
+            None: that of the object.
+        order, align
+            As for :meth:`empty_like`.
+
+        Returns
+        -------
+        numpy.ndarray
+            It owns its block, and raises what :meth:`empty` and numpy.array do.
+
+        Notes
+        -----
+        What is not an array yet, or needs a dtype other than a plain number's, becomes one outside of the arena first.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> Arena("1GiB").array([1, 2, 3])
+        array([1, 2, 3])
         """
         return _arrays.array(self, obj, dtype, order, align)
 
     def numpy_allocations(self, *, overflow="raise"):
-        """A context manager, or decorator: what NumPy allocates in this context is in the arena (NEP 49), see
+        """Have what NumPy allocates in this context come from the arena (NEP 49).
+
+        Parameters
+        ----------
+        overflow
+            What the arena cannot give is a MemoryError of NumPy's, whose reason is in :attr:`last_error` ("raise"), or
+            memory of malloc, counted in stats() ("malloc").
+
+        Returns
+        -------
+        arena.nep49.allocations
+            A context manager, and a decorator. Arrays live on after the ``with``, and after close().
+
+        Raises
+        ------
+        ImportError
+            There is no NumPy, or one before 1.22. This and the following are raised when the ``with`` is entered.
+        ValueError
+            The arena is closed, or the arguments make no sense.
+
+        Notes
+        -----
+        In a context whose arena was closed NumPy allocates by malloc, and one RuntimeWarning says so. See
         :mod:`arena.nep49`.
 
-        ``overflow``: what the arena cannot give is a MemoryError of NumPy's, whose reason is in :attr:`last_error`
-        ("raise"), or memory of malloc, counted in stats() ("malloc"). Arrays live on after the ``with``, and after
-        close().
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from arena import Arena, nep49
+        >>> a = Arena("1GiB")
+        >>> with a.numpy_allocations():
+        ...     x = np.ones(1000) * 2
+        >>> nep49.arena_of(x) is a
+        True
         """
         from . import nep49  # which imports this module
 
@@ -857,35 +1287,86 @@ cdef class Arena:
 
     @property
     def last_error(self):
-        """Why NumPy was last refused memory of this arena, or given malloc's instead: the exception that alloc() would
-        have raised. None: it never was."""
+        """Why NumPy was last refused memory of this arena, or given malloc's instead; None if it never was.
+
+        The value is the exception that alloc() would have raised.
+        """
         cdef arena_error e
         cdef int rc
         with nogil:
-            rc = heap_why(self.c, &e)
+            rc = adapter_why(self.c, &e)
         return as_exception(rc, &e) if rc else None
 
     def warm(self, nbytes, *, threads=None, progress=None):
-        """Have ``nbytes`` of free memory committed in one piece, and with it the index that blocks of 4 KiB in it need.
+        """Have so much free memory committed, in one piece, that later blocks need no system call.
 
-        It is kept, whatever ``retain`` says, until trim(). After a fork this makes all that is committed this
-        process's own again. ``threads`` and ``progress`` as for Reservation.commit(); errors as for alloc().
+        The memory is kept, whatever ``retain`` says, until trim().
+
+        Parameters
+        ----------
+        nbytes
+            Bytes, or "64MiB".
+        blocks
+            For how many blocks the bookkeeping is populated, so that they take no page fault of the index. None: as
+            many as blocks of 4 KiB fit into ``nbytes``.
+        threads, progress
+            As for :meth:`Reservation.commit`.
+
+        Raises
+        ------
+        ArenaFullError, CommitError, ValueError, RuntimeError
+            As for :meth:`alloc`.
+
+        Notes
+        -----
+        After a fork this makes all that is committed this process's own again.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> a.warm("8MiB")
+        >>> block = a.alloc("8MiB", grow=False)
         """
         cdef uint64_t n = positive(nbytes, "nbytes")
         cdef unsigned count = thread_count(threads)
-        cdef Ticker ticker = Ticker(progress)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(progress)
+        cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         with nogil:
-            rc = arena_warm(self.c, n, count, function, <void *>ticker, &e)
-        ticker.raise_caught()
+            rc = arena_warm(self.c, n, count, function, <void *>call, &e)
+        call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
 
     def trim(self, keep=0):
-        """Give free committed memory back to the machine now, whole chunks, until at most about ``keep`` bytes of it
-        are left. The bytes given back.
+        """Give free committed memory back to the machine now.
+
+        Parameters
+        ----------
+        keep
+            Free committed bytes that may stay, about: whole chunks go.
+
+        Returns
+        -------
+        int
+            The bytes that the machine got: 0 in a shared file that was there before, whose pages stay the file's.
+
+        Raises
+        ------
+        CommitError
+            The kernel refuses; what it had taken back before is released.
+        RuntimeError
+            This child of a fork may not.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> a.warm("8MiB")
+        >>> a.trim() == 8 << 20, a.stats().committed
+        (True, 0)
         """
         cdef uint64_t freed = 0, n = parse_size(keep, "keep")
         cdef arena_error e
@@ -897,18 +1378,35 @@ cdef class Arena:
         return freed
 
     def reset(self):
-        """Free every block at once. BufferError while any of them is exported or being committed."""
+        """Free every block at once.
+
+        Raises
+        ------
+        BufferError
+            A block is exported or being committed, or an array that NumPy allocated here is alive.
+        ValueError
+            The arena is closed.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> block = a.alloc(100)
+        >>> a.reset()
+        >>> block.freed
+        True
+        """
         cdef int rc
         if arena_is_closed(self.c):
             raise ValueError("the arena is closed")
-        cdef uint32_t forks = forks_count
+        cdef uint32_t forks = fork_generation
         if not users_hold(&self.users, forks):
             raise BufferError("a view of a block is exported: drop it before reset()")
         try:
             with nogil:
                 rc = arena_reset_pinned(self.c)
         finally:
-            users_let_go(&self.users, forks, forks_count)
+            users_let_go(&self.users, forks, fork_generation)
         if rc:
             raise BufferError(
                 "a block is being committed by another thread (or further up the stack), or arrays that NumPy "
@@ -916,11 +1414,32 @@ cdef class Arena:
             )
 
     def close(self, *, bint strict=False):
-        """No new blocks from now on. Free memory goes back at once; blocks and arrays that are alive stay so, their
-        memory goes back when they are freed, and the mapping with the last of them. Closing twice is fine.
+        """Close the arena to new work, and give its free memory back at once. Closing twice is fine.
 
-        ``strict``: BufferError, and nothing happens, while any block is alive; it says how many, which, and how large.
-        BufferError in any case while another thread commits memory, or a callback further up the stack.
+        Blocks and arrays that are alive stay so. Their memory goes back when they are freed, and the mapping with the
+        last of them.
+
+        Parameters
+        ----------
+        strict
+            Refuse while any block is alive.
+
+        Raises
+        ------
+        BufferError
+            With ``strict``, and nothing happens: blocks are alive; the message says how many, which, and how large. In
+            any case: another thread commits or releases memory, or a callback further up the stack does.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> block = a.alloc(100)
+        >>> a.close(strict=True)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        BufferError: 1 block of 128 bytes in all is alive: 128 bytes at offset 0; ...
+        >>> a.close()
+        >>> block[:5] = b"alive"
         """
         cdef int rc
         if arena_is_closed(self.c) and not strict:
@@ -945,7 +1464,21 @@ cdef class Arena:
                 raise
 
     def stats(self):
-        """The ledger, as :class:`Stats`: exact when no other thread is inside the arena."""
+        """Return the ledger.
+
+        Returns
+        -------
+        Stats
+            Exact when no other thread is inside the arena.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> block = a.alloc(100)
+        >>> a.stats().live, a.stats().blocks
+        (128, 1)
+        """
         cdef arena_stats s
         with nogil:
             arena_get(self.c, &s)
@@ -956,8 +1489,22 @@ cdef class Arena:
         )
 
     def blocks(self):
-        """(offset, nbytes) of every block in address order, nbytes rounded up to 64: a snapshot, in which blocks that
-        other threads make or free meanwhile may be or not."""
+        """Iterate over all blocks in the order of their addresses.
+
+        Returns
+        -------
+        Iterator[tuple[int, int]]
+            (offset, nbytes) of each, nbytes rounded up to 64: a snapshot, in which blocks that other threads make or
+            free meanwhile may be or not.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> first, second = a.alloc(100), a.alloc(10)
+        >>> list(a.blocks())
+        [(0, 128), (128, 64)]
+        """
         cdef uint64_t cursor = 0
         cdef arena_block some[256]
         cdef size_t i, n
@@ -970,7 +1517,20 @@ cdef class Arena:
         return iter(found)
 
     def residency(self):
-        """The kernel's word on the whole arena, as :class:`Residency`."""
+        """Ask the kernel what of the whole arena is present.
+
+        Returns
+        -------
+        Residency
+            Bytes.
+
+        Raises
+        ------
+        OSError
+            /proc cannot be read.
+        ValueError
+            The arena is closed.
+        """
         if arena_is_closed(self.c):
             raise ValueError("the arena is closed")
         return residency_of(self._address, self._size, True)
@@ -982,12 +1542,12 @@ cdef class Arena:
 
     @property
     def address(self):
-        """Where it begins."""
+        """The address of the first byte."""
         return self._address
 
     @property
     def page_size(self):
-        """4096, or what huge pages have."""
+        """The page size in bytes: 4096, or what huge pages have."""
         return self._page
 
     @property
@@ -997,7 +1557,7 @@ cdef class Arena:
 
     @property
     def backing(self):
-        """As Reservation.backing."""
+        """What it is: "anonymous", "memfd", "tmpfs", "hugetlbfs", "file" (of another file system) or "device"."""
         return self._backing
 
     @property
@@ -1023,17 +1583,35 @@ cdef class Arena:
 @cython.no_gc
 @cython.freelist(64)
 cdef class Block:
-    """Memory of an arena, as a buffer of bytes (PEP 3118). Made by Arena.alloc(); freed by free(), ``with`` or with
-    the object.
+    """Memory of an arena, as a buffer of bytes (PEP 3118), made by Arena.alloc().
 
-    It keeps its arena mapped. While a buffer of it is exported it cannot be freed. One thing no library can see:
-    np.ndarray(buffer=block), torch.frombuffer(block) and torch.asarray(block) keep the block but no export, so after an
-    explicit free() they read reused memory. np.frombuffer(block) and torch.from_dlpack(block) hold one.
+    A block is freed by free(), at the end of a ``with``, or with the object. It keeps its arena mapped. While a buffer
+    of it is exported it cannot be freed.
 
-    Pickle takes it from protocol 5 on. Out of band (``buffer_callback=``) nothing is copied, the PickleBuffer holds an
-    export, and loads() gives back the very buffer that the receiver has put into ``buffers=``, such as a Block of its
-    own. In band the bytes are copied, and come back as a bytearray. With lower protocols, and in the copy module, it
-    is a TypeError.
+    Notes
+    -----
+    One thing no library can see: np.ndarray(buffer=block), torch.frombuffer(block) and torch.asarray(block) keep the
+    block but no export, so after an explicit free() they read reused memory. np.frombuffer(block) and
+    torch.from_dlpack(block) hold an export.
+
+    When an exception leaves the ``with`` while a view is exported (its traceback may be what holds the view) the
+    exception goes on, and the memory goes with the last view. Without an exception that is a BufferError.
+
+    Pickle takes a block from protocol 5 on. Out of band (``buffer_callback=``) nothing is copied, the PickleBuffer
+    holds an export, and loads() gives back the very buffer that the receiver has put into ``buffers=``, such as a Block
+    of its own. In band the bytes are copied, and come back as a bytearray. With lower protocols, and in the copy
+    module, pickling is a TypeError.
+
+    Examples
+    --------
+    >>> from arena import Arena
+    >>> a = Arena("1GiB")
+    >>> with a.alloc(5) as block:
+    ...     block[:] = b"hello"
+    ...     bytes(block), block.nbytes
+    (b'hello', 5)
+    >>> block.freed
+    True
     """
     cdef Arena _arena
     cdef uint64_t handle
@@ -1049,11 +1627,11 @@ cdef class Block:
             return
         if self.lent:
             unpin(self)
-        if users_closed(&self.users) or arena_give(self._arena.c, self.handle, &due) != 0:
+        if users_closed(&self.users) or arena_free_deferred(self._arena.c, self.handle, &due) != 0:
             due = arena_unpin(self._arena.c)  # freed before, by free() or reset(): the mapping stayed for this object
         if due:
             with nogil:
-                arena_collect(self._arena.c)
+                arena_purge(self._arena.c)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         cdef reservation_stats stats
@@ -1072,42 +1650,74 @@ cdef class Block:
         unpin(self)
 
     def free(self):
-        """Free the memory now. BufferError while it is exported, ValueError if it was freed before."""
+        """Free the memory now.
+
+        Raises
+        ------
+        BufferError
+            A view of the block is exported, or the block is being resized.
+        ValueError
+            The block was freed before.
+        """
         cdef c_bool due = False
         cdef arena_handle *c = self._arena.c
-        if not users_close(&self.users, forks_count):
+        if not users_close(&self.users, fork_generation):
             if users_closed(&self.users):
                 raise ValueError("the block was freed before")
             raise BufferError("a view of the block is exported (or it is being resized): drop it before free()")
-        if arena_give_pinned(c, self.handle, &due) != 0:
+        if arena_free_deferred_pinned(c, self.handle, &due) != 0:
             raise ValueError("the block was freed before (its arena was reset)")
         if due:
             with nogil:
-                arena_collect(c)
+                arena_purge(c)
 
     def resize(self, nbytes):
-        """Make it larger or smaller where it is. ArenaFullError if what lies behind it is not free, BufferError while
-        it is exported; else as Arena.alloc(). New bytes may be what an earlier block left.
+        """Make the block larger or smaller where it is.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes, or "64MiB". New bytes may be what an earlier block left.
+
+        Raises
+        ------
+        ArenaFullError
+            What lies behind the block is not free: a block never moves.
+        BufferError
+            A view of the block is exported.
+        ValueError
+            The block was freed before, or the size is beyond the arena's.
+        CommitError, RuntimeError
+            As for :meth:`Arena.alloc`.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> a = Arena("1GiB")
+        >>> block = a.alloc(100)
+        >>> block.resize("1MiB")
+        >>> len(block)
+        1048576
         """
         cdef uint64_t n = positive(nbytes, "nbytes")
-        cdef Ticker ticker = Ticker(None)
-        cdef arena_tick function = ticker.function()
+        cdef ProgressCall call = ProgressCall(None)
+        cdef arena_progress function = call.function()
         cdef arena_block b
         cdef arena_error e
         cdef int rc
-        cdef uint32_t forks = forks_count
+        cdef uint32_t forks = fork_generation
         if not users_hold(&self.users, forks):
             if users_closed(&self.users):
                 raise ValueError("the block was freed before")
             raise BufferError("a view of the block is exported: drop it before resize()")
         try:
             with nogil:
-                rc = arena_resize(self._arena.c, self.handle, n, function, <void *>ticker, &b, &e)
+                rc = arena_resize(self._arena.c, self.handle, n, function, <void *>call, &b, &e)
             if rc == 0:
                 self.size = n
         finally:
-            users_let_go(&self.users, forks, forks_count)
-        ticker.raise_caught()
+            users_let_go(&self.users, forks, fork_generation)
+        call.raise_caught()
         if rc == -ENOSPC and (<bytes>e.op) == b"resize":
             raise _errors.full_error(
                 {"offset": self.offset, "requested": n, "committed": self._arena.stats().committed, "available": None},
@@ -1125,22 +1735,22 @@ cdef class Block:
 
     @property
     def address(self):
-        """Where it begins."""
+        """The address of the first byte."""
         return <uint64_t>self.ptr
 
     @property
     def offset(self):
-        """The same, from the arena's address."""
+        """Bytes from the arena's address to the block's."""
         return <uint64_t>self.ptr - self._arena._address
 
     @property
     def arena(self):
-        """The arena it is of."""
+        """The arena that the memory is of."""
         return self._arena
 
     @property
     def freed(self):
-        """Whether its memory was freed, by free() or the arena's reset()."""
+        """Whether the memory was freed, by free() or by the arena's reset()."""
         return users_closed(&self.users) or self.epoch != arena_load64(self._arena.epoch_at)
 
     def __len__(self):
@@ -1153,18 +1763,50 @@ cdef class Block:
         memoryview(self)[key] = value
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
-        """A DLPack capsule, for from_dlpack() of NumPy, PyTorch and others: a tensor of uint8 on the CPU, versioned
-        (1.0) if ``max_version`` says that the consumer can have it so. It holds an export until the consumer is done.
+        """Make a DLPack capsule, for from_dlpack() of NumPy, PyTorch and others: a tensor of uint8 on the CPU.
 
-        ``copy=True``: of a new block in the same arena, else of this one.
+        The capsule holds an export until the consumer is done.
 
-        Raises BufferError if the block was freed or for a ``dl_device`` that is not the CPU, ValueError for a
-        ``stream``; with ``copy=True`` also as Arena.alloc().
+        Parameters
+        ----------
+        stream
+            Must be None.
+        max_version
+            The highest version of DLPack that the consumer takes. From (1, 0) on the capsule is versioned (1.0).
+        dl_device
+            None, or the CPU's (1, 0).
+        copy
+            True: the capsule is of a new block in the same arena.
+
+        Returns
+        -------
+        capsule
+            "dltensor", or "dltensor_versioned".
+
+        Raises
+        ------
+        BufferError
+            The block was freed, or ``dl_device`` is not the CPU.
+        ValueError
+            There is a ``stream``.
+        ArenaFullError, CommitError
+            With copy=True, as for :meth:`Arena.alloc`.
+
+        Notes
+        -----
+        https://dmlc.github.io/dlpack/latest/python_spec.html
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from arena import Arena
+        >>> np.from_dlpack(Arena("1GiB").alloc(3, zero=True))
+        array([0, 0, 0], dtype=uint8)
         """
         return dlpack_export(self, stream, max_version, dl_device, copy)
 
     def __dlpack_device__(self):
-        """(1, 0): the CPU."""
+        """Return (1, 0), which is the CPU."""
         return DL_CPU, 0
 
     def __reduce_ex__(self, protocol):
@@ -1203,8 +1845,8 @@ cdef class Block:
 cdef inline bint pin(Block self) noexcept:
     """An export. Refused: the block was freed or is being resized, or its arena is being reset."""
     # The arena's word first: while it is pinned no reset can begin, so the epoch stands still.
-    if users_pin(&self._arena.users, forks_count):
-        if users_pin(&self.users, forks_count):
+    if users_pin(&self._arena.users, fork_generation):
+        if users_pin(&self.users, fork_generation):
             if self.epoch == arena_load64(self._arena.epoch_at):
                 return True
             users_unpin(&self.users)
@@ -1221,7 +1863,7 @@ cdef inline void unpin(Block self) noexcept:
 
 cdef clear(Block block, uint64_t nbytes):
     cdef Arena self = block._arena
-    cdef uint32_t forks = forks_count
+    cdef uint32_t forks = fork_generation
     # While we are inside there is no reset, after which this would be another's memory.
     if not users_enter(&self.users, forks):
         raise BufferError("the arena is being reset")
@@ -1231,7 +1873,7 @@ cdef clear(Block block, uint64_t nbytes):
                 arena_zero(block.ptr, nbytes)
         else:
             arena_zero(block.ptr, nbytes)
-    users_leave(&self.users, forks, forks_count)
+    users_leave(&self.users, forks, fork_generation)
 
 
 # The object is there before its memory, for there may be no memory for the object.
@@ -1257,7 +1899,7 @@ cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bin
     # Before the block: a reset between the two frees it, and the epoch of afterwards would say that it lives.
     cdef uint64_t epoch = arena_load64(self.epoch_at)
     cdef Block block = Block.__new__(Block)
-    if arena_try(self.c, nbytes, align, &b):
+    if arena_alloc_committed(self.c, nbytes, align, &b):
         return slow_alloc(self, nbytes, align, zero, grow)
     fill_in(block, self, &b, nbytes, epoch)
     if zero and b.dirty:
@@ -1266,8 +1908,8 @@ cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bin
 
 
 cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
-    cdef Ticker ticker = Ticker(None)
-    cdef arena_tick function = ticker.function()
+    cdef ProgressCall call = ProgressCall(None)
+    cdef arena_progress function = call.function()
     cdef arena_block b
     cdef arena_error e
     cdef uint64_t epoch = arena_load64(self.epoch_at)
@@ -1280,10 +1922,10 @@ cdef Block slow_alloc(Arena self, uint64_t nbytes, uint64_t align, bint zero, bi
         e.committed, e.available = stats.committed, stats.largest_free
         raise as_exception(-ENOSPC, &e, True)
     with nogil:
-        rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>ticker, &b, &e)
+        rc = arena_alloc(self.c, nbytes, align, flags, function, <void *>call, &b, &e)
     if rc == 0:
         fill_in(block, self, &b, nbytes, epoch)
-    ticker.raise_caught()
+    call.raise_caught()
     if rc:
         raise as_exception(rc, &e, grow)
     if zero and b.dirty:
@@ -1466,7 +2108,7 @@ cdef Block copy_of(Block block):
 
 # --- NumPy's own allocations ------------------------------------------------------------------------------------------
 
-# A PyDataMem_Handler whose functions are those of csrc/alloc/heap.c. What of NumPy's
+# A PyDataMem_Handler whose functions are those of csrc/alloc/malloc_adapter.c. What of NumPy's
 # C interface this needs is declared here, so that one build works with every NumPy from 1.22 on, and without any.
 
 cdef extern from *:
@@ -1515,7 +2157,7 @@ cdef struct data_handler:
 
 cdef struct handler:
     data_handler face  # first: NumPy's capsules hold its address
-    heap memory
+    malloc_adapter memory
     bint warned  # that the arena is closed
     PyObject *owner  # the Arena: it lives as long as the capsule, which every array that was allocated by it holds
 
@@ -1549,11 +2191,11 @@ cdef int raise_later(void *caught) except -1 with gil:
     raise error
 
 
-cdef int heap_tick(void *arg, uint64_t done, uint64_t total) noexcept nogil:
-    return 0 if not arena_in_first_thread() else -EINTR if arena_finalizing() else heap_tick_with_gil()
+cdef int adapter_progress(void *arg, uint64_t done, uint64_t total) noexcept nogil:
+    return 0 if not arena_in_first_thread() else -EINTR if arena_finalizing() else adapter_progress_with_gil()
 
 
-cdef int heap_tick_with_gil() noexcept with gil:
+cdef int adapter_progress_with_gil() noexcept with gil:
     if PyErr_Occurred() != NULL:
         return 0
     try:
@@ -1567,11 +2209,11 @@ cdef int heap_tick_with_gil() noexcept with gil:
     return 0
 
 
-cdef void heap_closed(void *arg) noexcept nogil:
-    heap_closed_with_gil(<handler *>arg)
+cdef void adapter_closed(void *arg) noexcept nogil:
+    adapter_closed_with_gil(<handler *>arg)
 
 
-cdef void heap_closed_with_gil(handler *h) noexcept with gil:
+cdef void adapter_closed_with_gil(handler *h) noexcept with gil:
     if h.warned or PyErr_Occurred() != NULL:
         return
     h.warned = True
@@ -1595,7 +2237,7 @@ cdef void forget(PyObject *capsule) noexcept:
 
 
 def numpy_handler(Arena arena not None, bint overflow):
-    """A new handler of NumPy's that allocates in the arena."""
+    """Make a handler of NumPy's that allocates in the arena. For arena.nep49, as the next four are."""
     cdef handler *h
     if arena._is_shared_with_children:
         raise ValueError(
@@ -1608,10 +2250,11 @@ def numpy_handler(Arena arena not None, bint overflow):
     strcpy(h.face.name, "arena")
     h.face.version = 1
     h.face.ctx = &h.memory
-    h.face.malloc, h.face.calloc, h.face.realloc, h.face.free = heap_malloc, heap_calloc, heap_realloc, heap_free
+    h.face.malloc, h.face.calloc = adapter_malloc, adapter_calloc
+    h.face.realloc, h.face.free = adapter_realloc, adapter_free
     h.memory.arena, h.memory.overflow = arena.c, overflow
-    h.memory.leave, h.memory.come_back, h.memory.tick = arena_leave_gil, arena_come_back, heap_tick
-    h.memory.closed, h.memory.arg = heap_closed, h
+    h.memory.leave, h.memory.come_back, h.memory.progress = arena_leave_gil, arena_come_back, adapter_progress
+    h.memory.closed, h.memory.arg = adapter_closed, h
     try:
         capsule = PyCapsule_New(h, CAPSULE, forget)
     except BaseException:
@@ -1623,28 +2266,28 @@ def numpy_handler(Arena arena not None, bint overflow):
 
 
 def numpy_handler_of_now():
-    """The handler of the current context."""
+    """Return the handler of the current context."""
     return (<arena_numpy_get>numpy_functions()[GET_HANDLER])()
 
 
 def swap_numpy_handler(capsule):
-    """Installs a handler in the current context, or NumPy's own for None. The one before."""
+    """Install a handler in the current context, or NumPy's own for None, and return the one before."""
     if capsule is not None and not PyCapsule_IsValid(<PyObject *>capsule, CAPSULE):
         raise TypeError(f"a handler of NumPy's is wanted, not {type(capsule).__name__}")
     return (<arena_numpy_set>numpy_functions()[SET_HANDLER])(NULL if capsule is None else <PyObject *>capsule)
 
 
 def arena_of_numpy_handler(capsule):
-    """The arena that it allocates in; None where it is not of ours."""
+    """Return the arena that a handler allocates in; None where the handler is not of ours."""
     cdef data_handler *face
     if capsule is None or not PyCapsule_IsValid(<PyObject *>capsule, CAPSULE):
         return None
     face = <data_handler *>PyCapsule_GetPointer(<PyObject *>capsule, CAPSULE)
-    return <object>(<handler *>face).owner if face.malloc == heap_malloc else None
+    return <object>(<handler *>face).owner if face.malloc == adapter_malloc else None
 
 
 def arena_at(uintptr_t address):
-    """The arena whose memory this is."""
+    """Return the arena whose memory is at an address, or None."""
     cdef Arena a
     for reference in _arenas.valuerefs():
         a = reference()
@@ -1746,44 +2389,61 @@ cdef object new_array(Arena a, shape, dtype, order, align, bint zero):
 
 
 def get_include():
-    """The folder of ``arena.h``, for C and Cython extensions."""
+    """Return the folder of ``arena.h``, for C and Cython extensions.
+
+    Returns
+    -------
+    str
+        For ``include_dirs``.
+
+    Examples
+    --------
+    >>> import os, arena
+    >>> os.path.exists(os.path.join(arena.get_include(), "arena.h"))
+    True
+    """
     return _os.path.join(_os.path.dirname(_os.path.abspath(__file__)), "include")
 
 
 def lock_all(bint current, bint future, bint on_fault, bint afresh):
-    """For arena.realtime: csrc/memory/lockall.h. ``afresh``: what was locked is unlocked first; all of it is one step to
-    signal handlers."""
+    """Lock all memory of the process, for arena.realtime: csrc/memory/mlockall.h.
+
+    With ``afresh`` what was locked is unlocked first. All of it is one step to signal handlers.
+    """
     cdef arena_error e
     cdef int rc = 0
     memset(&e, 0, sizeof(e))
     with nogil:
         if afresh:
-            rc = unlockall()
+            rc = munlockall_sparse()
         if rc == 0 and (current or future):
-            rc = lockall(current, future, on_fault, &e)
+            rc = mlockall_sparse(current, future, on_fault, &e)
     if rc:
         raise _errors.lock_error(-rc, e.requested, e.committed, None if e.available == UINT64_MAX else e.available)
 
 
 def _probe():
-    """What the kernel answers to this process, for arena.doctor: names and numbers as in csrc/sys/os_probe.h and os.h."""
+    """Return what the kernel answers to this process, for arena.doctor.
+
+    The names and numbers are those of csrc/sys/probe.h.
+    """
     cdef os_probe_t p
     with nogil:
         os_probe(&p)
-    return {**p, **os_features()[0], "thp": os_thp_allowed(2 << 20, False) > 0,
-            "thp_shared": os_thp_allowed(2 << 20, True) > 0}
+    return {**p, **os_features()[0], "thp": huge_pages_allowed(2 << 20, False) > 0,
+            "thp_shared": huge_pages_allowed(2 << 20, True) > 0}
 
 
 # For _realtime.pyx, which links none of the core.
 
-cdef const uint32_t *forks_counter() noexcept nogil:
-    return &forks_count
+cdef const uint32_t *fork_generation_at() noexcept nogil:
+    return &fork_generation
 
 
 cdef int ring_memory(
-    uint64_t nbytes, bint lock, const char *name, arena_tick tick, void *arg, void *out, arena_error *e
+    uint64_t nbytes, bint lock, const char *name, arena_progress progress, void *arg, void *out, arena_error *e
 ) noexcept nogil:
-    return mirror_create(nbytes, lock, name, tick, arg, <mirror *>out, e)
+    return mirror_create(nbytes, lock, name, progress, arg, <mirror *>out, e)
 
 
 cdef void ring_memory_destroy(void *m) noexcept nogil:
@@ -1791,7 +2451,7 @@ cdef void ring_memory_destroy(void *m) noexcept nogil:
 
 
 def overcommit_mode():
-    """vm.overcommit_memory."""
+    """Return vm.overcommit_memory."""
     return os_overcommit_mode()
 
 
@@ -1799,8 +2459,8 @@ cdef int block_alloc(Arena a, uint64_t nbytes, uint64_t align, arena_block *out)
     return arena_alloc(a.c, nbytes, align, 0, NULL, NULL, out, NULL) if a is not None else -EINVAL
 
 
-cdef int block_attempt(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
-    return arena_try(a.c, nbytes, align, out) if a is not None else -EINVAL
+cdef int block_alloc_committed(Arena a, uint64_t nbytes, uint64_t align, arena_block *out) noexcept nogil:
+    return arena_alloc_committed(a.c, nbytes, align, out) if a is not None else -EINVAL
 
 
 cdef int block_free(Arena a, uint64_t handle) noexcept nogil:
@@ -1821,7 +2481,7 @@ cdef arena_api api
 api.version = 1
 api.of = <of_function><void *>checked
 api.alloc = arena_alloc
-api.attempt = arena_try
+api.alloc_committed = arena_alloc_committed
 api.free = arena_free
 api.resize = arena_resize
 api.find = arena_find
@@ -1859,9 +2519,12 @@ cdef c_bool add_hugetlb_cgroup(void *to, const machine_hugetlb_t *limit) noexcep
 
 
 def _cgroups(controller, uint64_t page=0):
-    """``answer, folders``: each folder of the controller, the process's own first. For "memory" those are tuples of
-    path, v1, seen, limit, high, usage, cache; for "hugetlb", with the size of a page, the limits there are on such:
-    file, limit, usage; else path, v1. The answer is 0, 1 (the process is in a cgroup that cannot be seen) or -errno."""
+    """Return ``answer, folders``: the cgroups of this process for a controller, its own first. For arena.doctor.
+
+    For "memory" a folder is a tuple of path, v1, seen, limit, high, usage and cache; for "hugetlb", with the size of a
+    page, of file, limit and usage, and there are only those that have a limit; for another controller of path and v1.
+    The answer is 0, 1 (the process is in a cgroup that cannot be seen) or -errno.
+    """
     cdef list found = []
     cdef void *to = <void *>found
     cdef bytes name = controller.encode()

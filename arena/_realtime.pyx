@@ -16,7 +16,7 @@ from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t, uin
 from libc.stdlib cimport free
 from libc.string cimport memmove
 
-from arena._core cimport arena_error, arena_tick, forks_counter, ring_memory, ring_memory_destroy
+from arena._core cimport arena_error, arena_progress, fork_generation_at, ring_memory, ring_memory_destroy
 
 import gc as _gc
 import operator as _operator
@@ -37,7 +37,7 @@ cdef extern from "memory/users.h" nogil:
 
 
 # How many forks made this process.
-cdef const uint32_t *forks_count = forks_counter()
+cdef const uint32_t *fork_generation = fork_generation_at()
 
 
 # --- Pool ------------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ cdef class _Memory:
         self.c = <pool *>aligned_alloc(64, pool_bytes(number))
         if self.c == NULL:
             raise MemoryError()
-        pool_init(self.c, number, forks_count[0])
+        pool_init(self.c, number, fork_generation[0])
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)
@@ -110,15 +110,15 @@ cdef class _Memory:
             self.arena.alloc(1, grow=False)  # which says so
         except MemoryError:
             pass
-        pool_adopt(self.c, forks_count[0])
+        pool_adopt(self.c, fork_generation[0])
         return 0
 
     cdef int put(self, uint32_t index) except -1:
-        if pool_whole(self.c, forks_count[0]) and pool_put(self.c, index):
+        if pool_whole(self.c, fork_generation[0]) and pool_put(self.c, index):
             return 0
         if users_closed(&self.users):
             raise ValueError("the pool is closed")
-        if not pool_whole(self.c, forks_count[0]):
+        if not pool_whole(self.c, fork_generation[0]):
             self.adopt()
             if pool_put(self.c, index):
                 return 0
@@ -129,7 +129,7 @@ cdef class _Memory:
         cdef bint lost = False
         if users_closed(&self.users):
             return
-        if not pool_whole(self.c, forks_count[0]):
+        if not pool_whole(self.c, fork_generation[0]):
             try:
                 self.adopt()
             except RuntimeError:
@@ -138,7 +138,7 @@ cdef class _Memory:
             first = pool_close(self.c)
             if first == POOL_NONE:
                 raise BufferError("some blocks are taken: put() them back before close()")
-        if not users_close(&self.users, forks_count[0]):
+        if not users_close(&self.users, fork_generation[0]):
             if not lost:
                 pool_reopen(self.c, first)
             raise BufferError("a view of a block is exported: drop it before close()")
@@ -149,16 +149,26 @@ cdef class _Memory:
 @cython.final
 @cython.no_gc
 cdef class PoolBlock:
-    """A block of a :class:`Pool`: a writable buffer of bytes, handed out by take() again and again. ``with`` puts it
-    back.
+    """A block of a :class:`Pool`: a writable buffer of bytes, handed out by take() again and again.
 
-    Views of it may be made once and kept: an array over a block is good whenever the block is taken. What somebody
-    reads or writes through a view after put() is the next taker's, which no pool can see.
+    At the end of a ``with`` the block is put back. Views of it may be made once and kept: an array over a block is good
+    whenever the block is taken. What somebody reads or writes through a view after put() is the next taker's, which no
+    pool can see.
+
+    Examples
+    --------
+    >>> from arena import Arena
+    >>> from arena.realtime import Pool
+    >>> pool = Pool(Arena("64MiB"), "64KiB", 2)
+    >>> with pool.take() as block:
+    ...     block[:5] = b"hello"
+    ...     block.index, len(block)
+    (0, 65536)
     """
     cdef _Memory memory
     cdef char *ptr
     cdef readonly uint32_t index
-    """Which one it is: ``pool.blocks[block.index] is block``."""
+    """Which block of the pool it is: ``pool.blocks[block.index] is block``."""
 
     def __cinit__(self, _Memory memory not None, uint32_t index):
         if index >= memory.c.count:
@@ -167,7 +177,7 @@ cdef class PoolBlock:
         self.ptr = <char *>memory.view.buf + index * memory.stride
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        if not users_pin(&self.memory.users, forks_count[0]):
+        if not users_pin(&self.memory.users, fork_generation[0]):
             raise BufferError("the pool is closed")
         try:
             PyBuffer_FillInfo(view, self, self.ptr, self.memory.nbytes, False, flags)
@@ -180,12 +190,12 @@ cdef class PoolBlock:
 
     @property
     def nbytes(self):
-        """Bytes of it."""
+        """Bytes of the block."""
         return self.memory.nbytes
 
     @property
     def address(self):
-        """Where it begins."""
+        """The address of the first byte."""
         return <uint64_t>self.ptr
 
     def __len__(self):
@@ -216,23 +226,40 @@ cdef class Pool:
     puts both are wait-free, with more of either lock-free, also on free-threaded CPython. (Elsewhere the GIL is a lock
     by itself.) The block put back last is taken first. A block that is dropped and not put back stays taken.
 
-    The memory is as present, locked, huge and aligned as the arena makes it, and the arena cannot be closed or reset
-    before the pool is closed or gone. In the child of a fork the pool is a copy, as the arena's memory is; with
-    fork="share" or "drop" it remains the parent's, and using it is a RuntimeError.
-
     Parameters
     ----------
     arena
-        The :class:`arena.Arena` that the memory is of.
+        The :class:`arena.Arena` that the memory is of. It gives the memory in one piece.
     nbytes
         Bytes of each block, or "64KiB".
     count
-        How many, from 1 to 16,777,214.
+        How many blocks, from 1 to 16,777,214.
     align
-        The alignment of each block in bytes: a power of two, up to the arena's chunk. By default a cache line, so that
-        no two blocks share one.
+        The alignment of each block in bytes: a power of two, up to the arena's chunk. By default it is a cache line, so
+        that no two blocks share one.
 
-    Raises as Arena.alloc(), which gives the memory in one piece.
+    Raises
+    ------
+    ArenaFullError, CommitError, ValueError, RuntimeError
+        As for :meth:`arena.Arena.alloc`.
+
+    Notes
+    -----
+    The memory is as present, locked, huge and aligned as the arena makes it, and the arena cannot be reset before the
+    pool is closed or gone.
+
+    In the child of a fork the pool is a copy, as the arena's memory is; with fork="share" or "drop" it remains the
+    parent's, and using it is a RuntimeError.
+
+    Examples
+    --------
+    >>> from arena import Arena
+    >>> from arena.realtime import Pool
+    >>> with Pool(Arena("64MiB"), "64KiB", count=2) as pool:
+    ...     block = pool.take()
+    ...     pool.free
+    ...     pool.put(block)
+    1
     """
     cdef pool *c
     cdef _Memory memory
@@ -250,18 +277,61 @@ cdef class Pool:
         self.c = self.memory.c
 
     def take(self):
-        """A free block. ArenaFullError (a MemoryError) if all are taken, ValueError once the pool is closed."""
+        """Take a free block.
+
+        Returns
+        -------
+        PoolBlock
+            The one that was put back last.
+
+        Raises
+        ------
+        ArenaFullError
+            (A MemoryError.) All blocks are taken.
+        ValueError
+            The pool is closed.
+        RuntimeError
+            The pool is the parent's of this child of a fork.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> from arena.realtime import Pool
+        >>> pool = Pool(Arena("64MiB"), 4096, 1)
+        >>> pool.take()
+        <arena.realtime.PoolBlock 0 of 4096 bytes>
+        """
         cdef uint32_t i
-        if pool_whole(self.c, forks_count[0]):
+        if pool_whole(self.c, fork_generation[0]):
             i = pool_take(self.c)
             if i != POOL_NONE:
                 return <object>PyTuple_GET_ITEM(self.blocks, i)
         return self.seldom(True)
 
     def try_take(self):
-        """A free block, or None if all are taken: what a loop with a deadline does not pay for an exception."""
+        """Take a free block, or None if all are taken: a loop with a deadline pays for no exception.
+
+        Returns
+        -------
+        PoolBlock or None
+            The one that was put back last.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As for :meth:`take`.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> from arena.realtime import Pool
+        >>> pool = Pool(Arena("64MiB"), 4096, 1)
+        >>> block = pool.take()
+        >>> pool.try_take() is None
+        True
+        """
         cdef uint32_t i
-        if pool_whole(self.c, forks_count[0]):
+        if pool_whole(self.c, fork_generation[0]):
             i = pool_take(self.c)
             if i != POOL_NONE:
                 return <object>PyTuple_GET_ITEM(self.blocks, i)
@@ -271,7 +341,7 @@ cdef class Pool:
         cdef uint32_t i = POOL_NONE
         if users_closed(&self.memory.users):
             raise ValueError("the pool is closed")
-        if not pool_whole(self.c, forks_count[0]):
+        if not pool_whole(self.c, fork_generation[0]):
             self.memory.adopt()
             i = pool_take(self.c)
         if i != POOL_NONE:
@@ -281,14 +351,42 @@ cdef class Pool:
         return None
 
     def put(self, PoolBlock block not None):
-        """Give a taken block back. ValueError if it is another pool's, or was put back before. (That it was put back,
-        and has been taken by somebody else since, cannot be told.)"""
+        """Give a taken block back.
+
+        Parameters
+        ----------
+        block
+            The block. It is the next one to be taken.
+
+        Raises
+        ------
+        ValueError
+            It is another pool's, or was put back before. (That it was put back, and has been taken by somebody else
+            since, cannot be told.)
+        RuntimeError
+            The pool is the parent's of this child of a fork.
+
+        Examples
+        --------
+        >>> from arena import Arena
+        >>> from arena.realtime import Pool
+        >>> pool = Pool(Arena("64MiB"), 4096, 1)
+        >>> pool.put(pool.take())
+        >>> pool.free
+        1
+        """
         if block.memory is not self.memory:
             raise ValueError("the block is another pool's")
         self.memory.put(block.index)
 
     def close(self):
-        """Free the memory. BufferError while a block is taken or exported. Closing twice is fine."""
+        """Free the memory. Closing twice is fine.
+
+        Raises
+        ------
+        BufferError
+            A block is taken or exported.
+        """
         self.memory.close()
 
     @property
@@ -298,10 +396,13 @@ cdef class Pool:
 
     @property
     def free(self):
-        """How many blocks can be taken: they are counted, which takes a nanosecond each, and others go on meanwhile."""
+        """How many blocks can be taken.
+
+        They are counted, which takes a nanosecond each, and other threads go on meanwhile.
+        """
         if users_closed(&self.memory.users):
             return 0
-        if not pool_whole(self.c, forks_count[0]):
+        if not pool_whole(self.c, fork_generation[0]):
             try:
                 self.memory.adopt()
             except RuntimeError:
@@ -339,7 +440,7 @@ cdef extern from "memory/mirror.h" nogil:
         uint64_t bytes
 
 
-cdef extern from "sys/os.h" nogil:
+cdef extern from "sys/page.h" nogil:
     const size_t OS_PAGE
 
 
@@ -411,30 +512,48 @@ cdef ring_exception(int rc, arena_error *e):
 @cython.final
 @cython.no_gc
 cdef class Ring:
-    """A ring buffer of bytes for one thread that writes and one that reads, in memory that is mapped twice, one time
-    after the other, so that every window is contiguous: nothing is ever split at the end.
+    """A ring buffer of bytes for one thread that writes and one that reads.
 
-    All of it is present, in both mappings, before the constructor returns. Reading and writing is wait-free and makes
-    no system call; copies of more than 1 MiB give the GIL away meanwhile. Each side has to be one thread at a time; two
-    that write at once spoil the data, and nothing else.
-
-    The ring is a buffer by itself, of ``2 * nbytes``: make a view or array of it once (``memoryview(ring)``,
-    ``np.frombuffer(ring)``), and the next window begins at ``write_position % nbytes``, or ``read_position % nbytes``.
-
-    The memory is shared with the child of a fork, positions included: one process may write and the other read. (The
-    child's first touch of each page is a fault, and locks are not inherited.)
+    Its memory is mapped twice, one time after the other, so that every window is contiguous: nothing is ever split at
+    the end. All of it is present, in both mappings, before the constructor returns. Reading and writing is wait-free
+    and makes no system call; copies of more than 1 MiB give the GIL away meanwhile. Each side has to be one thread at a
+    time; two that write at once spoil the data, and nothing else.
 
     Parameters
     ----------
     nbytes
         The capacity, or "64KiB"; rounded up to whole pages. Address space of twice that, and a page, is taken.
     lock
-        Whether it is mlocked. RLIMIT_MEMLOCK counts ``nbytes`` and a page: one of the two mappings, which is enough.
+        Whether the memory is mlocked. RLIMIT_MEMLOCK counts ``nbytes`` and a page: one of the two mappings, which is
+        enough. Under lock_memory() it counts both.
     name
         For /proc/self/maps: up to 79 printable ASCII characters.
 
-    Raises CommitError where the memory is not there or may not be locked, ReserveError where it cannot be mapped; both
-    are OSErrors and MemoryErrors. Nothing is left then.
+    Raises
+    ------
+    CommitError
+        (An OSError and a MemoryError.) The memory is not there or may not be locked.
+    ReserveError
+        (An OSError and a MemoryError.) The memory cannot be mapped.
+    ValueError, TypeError
+        The arguments make no sense.
+
+    Notes
+    -----
+    The ring is a buffer by itself, of ``2 * nbytes``: make a view or array of it once (``memoryview(ring)``,
+    ``np.frombuffer(ring)``), and the next window begins at ``write_position % nbytes``, or ``read_position % nbytes``.
+
+    The memory is shared with the child of a fork, positions included: one process may write and the other read. (The
+    child's first touch of each page is a fault, and locks are not inherited.)
+
+    Examples
+    --------
+    >>> from arena.realtime import Ring
+    >>> with Ring("64KiB") as ring:
+    ...     ring.write(b"some bytes")
+    ...     ring.readinto(found := bytearray(4)), found, ring.readable
+    10
+    (4, bytearray(b'some'), 6)
     """
     cdef mirror m
     cdef ring *c
@@ -449,11 +568,11 @@ cdef class Ring:
         cdef arena_error e
         cdef int rc
         cdef list caught = []
-        cdef arena_tick tick = NULL
+        cdef arena_progress progress = NULL
         if _threading.get_ident() == _threading.main_thread().ident:  # others are not given signals by Python
-            tick = signals
+            progress = signals
         with nogil:
-            rc = ring_memory(n, locked, called, tick, <void *>caught, &self.m, &e)
+            rc = ring_memory(n, locked, called, progress, <void *>caught, &self.m, &e)
         if caught:
             raise caught[0]
         if rc:
@@ -468,16 +587,16 @@ cdef class Ring:
     # What is mapped stays so between the two, whoever calls close() meanwhile. The answer is for leave().
 
     cdef inline uint32_t enter(self) except? 0xffffffff:
-        cdef uint32_t forks = forks_count[0]
+        cdef uint32_t forks = fork_generation[0]
         if not users_enter(&self.users, forks):
             raise ValueError("the ring is closed")
         return forks
 
     cdef inline void leave(self, uint32_t forks) noexcept:
-        users_leave(&self.users, forks, forks_count[0])
+        users_leave(&self.users, forks, fork_generation[0])
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        if not users_pin(&self.users, forks_count[0]):
+        if not users_pin(&self.users, fork_generation[0]):
             raise BufferError("the ring is closed")
         try:
             PyBuffer_FillInfo(view, self, self.data, 2 * self.m.bytes, False, flags)
@@ -489,7 +608,29 @@ cdef class Ring:
         users_unpin(&self.users)
 
     def write(self, data):
-        """Copy as much of the buffer ``data`` into the ring as there is room for. The number of bytes."""
+        """Copy as much of a buffer into the ring as there is room for.
+
+        Parameters
+        ----------
+        data
+            A contiguous buffer.
+
+        Returns
+        -------
+        int
+            The bytes copied.
+
+        Raises
+        ------
+        ValueError
+            The ring is closed.
+
+        Examples
+        --------
+        >>> from arena.realtime import Ring
+        >>> Ring(4096).write(bytes(5000))
+        4096
+        """
         cdef Py_buffer view
         cdef uint64_t n
         cdef uint32_t forks
@@ -505,7 +646,29 @@ cdef class Ring:
         return n
 
     def readinto(self, buffer):
-        """Move as much out of the ring as there is and fits into ``buffer``, which is writable. The number of bytes."""
+        """Move as much out of the ring as there is and fits.
+
+        Parameters
+        ----------
+        buffer
+            A writable, contiguous buffer.
+
+        Returns
+        -------
+        int
+            The bytes moved.
+
+        Raises
+        ------
+        ValueError
+            The ring is closed.
+
+        Examples
+        --------
+        >>> from arena.realtime import Ring
+        >>> Ring(4096).readinto(bytearray(10))
+        0
+        """
         cdef Py_buffer view
         cdef uint64_t n
         cdef uint32_t forks
@@ -521,14 +684,63 @@ cdef class Ring:
         return n
 
     def write_view(self, nbytes=None):
-        """A window of ``nbytes`` to write to (by default all that are free): a new memoryview. produced() says how much
-        of it was written. ValueError if not that many are free."""
+        """Make a window to write to.
+
+        Parameters
+        ----------
+        nbytes
+            Its length. None: all that is free.
+
+        Returns
+        -------
+        memoryview
+            A window; produced() says how much of it was written.
+
+        Raises
+        ------
+        ValueError
+            Not that many bytes are free, or the ring is closed.
+
+        Examples
+        --------
+        >>> from arena.realtime import Ring
+        >>> ring = Ring(4096)
+        >>> ring.write_view(5)[:] = b"hello"
+        >>> ring.produced(5)
+        >>> bytes(ring.read_view())
+        b'hello'
+        """
         cdef uint64_t room = self.writable
         return self.window(self.write_position, nbytes, room, "free")
 
     def read_view(self, nbytes=None):
-        """A window of ``nbytes`` to read (by default all there are): a new memoryview, which consumed() makes stale.
-        ValueError if there are not that many."""
+        """Make a window to read from.
+
+        Parameters
+        ----------
+        nbytes
+            Its length. None: all that can be read.
+
+        Returns
+        -------
+        memoryview
+            A window, which consumed() makes stale.
+
+        Raises
+        ------
+        ValueError
+            There are not that many bytes, or the ring is closed.
+
+        Examples
+        --------
+        >>> from arena.realtime import Ring
+        >>> ring = Ring(4096)
+        >>> ring.write(b"hello")
+        5
+        >>> bytes(ring.read_view(2))
+        b'he'
+        >>> ring.consumed(2)
+        """
         cdef uint64_t there = self.readable
         return self.window(self.read_position, nbytes, there, "to read")
 
@@ -539,8 +751,18 @@ cdef class Ring:
         return memoryview(self)[position % self.m.bytes:position % self.m.bytes + n]
 
     def produced(self, nbytes):
-        """The next ``nbytes`` of the room were written: they can be read from now on. ValueError if not that many were
-        free."""
+        """Say that the next bytes of the room were written: they can be read from now on.
+
+        Parameters
+        ----------
+        nbytes
+            How many.
+
+        Raises
+        ------
+        ValueError
+            Not that many were free, or the ring is closed.
+        """
         cdef uint64_t n = amount_of(nbytes)
         cdef uint32_t forks = self.enter()
         cdef bint done = ring_produce(self.c, n, self.m.bytes)
@@ -549,7 +771,18 @@ cdef class Ring:
             raise ValueError(f"{n} bytes were not free: {self.writable} are")
 
     def consumed(self, nbytes):
-        """The next ``nbytes`` were read: their room is free from now on. ValueError if there were not that many."""
+        """Say that the next bytes were read: their room is free from now on.
+
+        Parameters
+        ----------
+        nbytes
+            How many.
+
+        Raises
+        ------
+        ValueError
+            There were not that many, or the ring is closed.
+        """
         cdef uint64_t n = amount_of(nbytes)
         cdef uint32_t forks = self.enter()
         cdef bint done = ring_consume(self.c, n, self.m.bytes)
@@ -558,10 +791,16 @@ cdef class Ring:
             raise ValueError(f"{n} bytes were not to read: {self.readable} are")
 
     def close(self):
-        """Give the memory back. BufferError while a view of it is exported. Closing twice is fine."""
+        """Give the memory back. Closing twice is fine.
+
+        Raises
+        ------
+        BufferError
+            A view of the ring is exported, or another thread uses it.
+        """
         if users_closed(&self.users):
             return
-        if not users_close(&self.users, forks_count[0]):
+        if not users_close(&self.users, fork_generation[0]):
             if users_closed(&self.users):
                 return
             raise BufferError("a view of the ring is exported, or another thread uses it: drop it before close()")
@@ -570,7 +809,7 @@ cdef class Ring:
 
     @property
     def nbytes(self):
-        """The capacity, in bytes."""
+        """The capacity in bytes."""
         return self.m.bytes
 
     @property
@@ -607,7 +846,7 @@ cdef class Ring:
 
     @property
     def address(self):
-        """Where the first of the two mappings begins."""
+        """The address of the first of the two mappings."""
         return <uint64_t>self.data
 
     @property
@@ -679,8 +918,10 @@ cdef list pairs(fault_record *records, size_t n):
 
 
 def symbol(uintptr_t address):
-    """The code there as ``"memset+0x20 (libc.so.6)"``; without the name of a function where it is none that the object
-    exports, and ``""`` where there is no object."""
+    """Name the code at an address, as ``"memset+0x20 (libc.so.6)"``.
+
+    There is no name of a function where it is none that the object exports, and ``""`` where there is no object.
+    """
     cdef Dl_info info
     if not dladdr(<void *>address, &info):
         return ""
@@ -691,13 +932,23 @@ def symbol(uintptr_t address):
 
 
 def ignore(int signal):
-    """From now on the signal is ignored, where it would have ended the process. By any thread."""
+    """Have a signal ignored from now on, where it would have ended the process. By any thread."""
     set_handler(signal, SIG_IGN)
 
 
 cdef class Watch:
-    """The faults of this thread while it is armed, with a signal to this thread for each. OSError: perf_event_open(2)
-    is refused."""
+    """Notes the faults of this thread while it is armed, with a signal to this thread for each.
+
+    Parameters
+    ----------
+    signal
+        The number of a signal, which the caller handles.
+
+    Raises
+    ------
+    OSError
+        perf_event_open(2) is refused.
+    """
     cdef fault_watch *watch
 
     def __cinit__(self, int signal):
@@ -709,13 +960,15 @@ cdef class Watch:
         fault_watch_close(self.watch)
 
     def arm(self):
+        """Begin to note faults."""
         fault_watch_arm(self.watch)
 
     def disarm(self):
+        """Note no more faults."""
         fault_watch_disarm(self.watch)
 
     def faults(self):
-        """(address, instruction) of each."""
+        """Return (address, instruction) of each fault."""
         cdef fault_record records[FAULT_WATCH_RECORDS]
         return pairs(
             records, fault_watch_read(self.watch, 0, fault_watch_position(self.watch), records, FAULT_WATCH_RECORDS)
@@ -723,15 +976,29 @@ cdef class Watch:
 
 
 cdef class count_page_faults:
-    """Counts the page faults of this thread in a ``with`` block, or in each call of a function that it decorates.
+    """Count the page faults of this thread in a ``with`` block, or in each call of a function that it decorates.
 
-    ``minor`` and ``major``: inside a block, this thread's so far; after it, those of the block that ended last, in
-    whatever thread. What a system call faults or populates on the thread's behalf counts, as in getrusage(2); what
-    other threads do does not.
+    Inside a block ``minor`` and ``major`` are this thread's so far; after it, those of the block that ended last, in
+    whatever thread.
+
+    Notes
+    -----
+    What a system call faults or populates on the thread's behalf counts, as in getrusage(2); what other threads do does
+    not.
 
     One object can be used again and again, in blocks within each other, and in several threads. On ``async def``
     functions, and around an ``await``, the faults of the other tasks that this thread runs meanwhile count too; tasks
     whose blocks overlap need an object each (a decorator sees to that).
+
+    Examples
+    --------
+    >>> from arena import Arena
+    >>> from arena.realtime import count_page_faults
+    >>> a = Arena("64MiB", pages="4K")
+    >>> with count_page_faults() as faults:
+    ...     a.warm("1MiB")
+    >>> faults.minor >= 256, faults.major
+    (True, 0)
     """
     cdef uint64_t owner
     cdef int64_t _minor, _major
@@ -767,11 +1034,13 @@ cdef class count_page_faults:
 
     @property
     def minor(self):
+        """Page faults that needed no reading."""
         cdef page_faults span
         return self._minor if page_faults_so_far(self.owner, &span) else span.minor
 
     @property
     def major(self):
+        """Page faults that waited for a disk or for swap."""
         cdef page_faults span
         return self._major if page_faults_so_far(self.owner, &span) else span.major
 
@@ -781,7 +1050,7 @@ cdef class count_page_faults:
         return _guarded.guarded(self, function)
 
     def _fresh(self):
-        """Another that does the same, and counts for this one too."""
+        """Make another that does the same, and counts for this one too."""
         cdef count_page_faults fresh = count_page_faults()
         fresh.total = self
         return fresh
@@ -802,19 +1071,44 @@ cdef stop(tag):
 
 
 cdef class no_page_faults(count_page_faults):
-    """Refuses the page faults of this thread in a ``with`` block, or in each call of a function that it decorates: when
-    it ends, PageFaultError if there was a major fault, or more than ``allow_minor`` minor ones. An exception inside
-    goes on unchanged.
+    """Refuse the page faults of this thread in a ``with`` block, or in each call of a function that it decorates.
 
-    ``where``: note the addresses of the first 64, for the exception, where perf_event_open(2) is permitted. This costs
-    a file descriptor, 8 KiB and 0.2 ms once for each thread, nothing in a block, and 1 µs for a fault or a switch of
-    threads. With ``"lines"`` the Python line too, found by a signal for each fault, which the thread handles before it
-    goes on: to find out, not for production (0.5 ms a block, and for one block in the process at a time).
+    The exception comes when the block ends. An exception inside the block goes on unchanged.
 
-    For the rest it is as count_page_faults. ValueError, TypeError: nonsense.
+    Parameters
+    ----------
+    allow_minor
+        So many minor faults are no error. A major one always is.
+    where
+        Note the addresses of the first 64 faults for the exception, where perf_event_open(2) is permitted. This costs a
+        file descriptor, 8 KiB and 0.2 ms once for each thread, nothing in a block, and 1 µs for a fault or a switch of
+        threads. With "lines" the Python line is noted too, found by a signal for each fault, which the thread handles
+        before it goes on: to find out, not for production (0.5 ms a block, and for one block in the process at a time).
+
+    Raises
+    ------
+    PageFaultError
+        At the end of the block: there was a major fault, or more than ``allow_minor`` minor ones.
+    ValueError, TypeError
+        The arguments make no sense.
+
+    Notes
+    -----
+    For the rest it is as :class:`count_page_faults`.
+
+    Examples
+    --------
+    >>> from arena import Arena
+    >>> from arena.realtime import no_page_faults
+    >>> a = Arena("64MiB")
+    >>> block = a.alloc("1MiB")
+    >>> with no_page_faults(allow_minor=20):  # the interpreter's own
+    ...     block[-1] = 1
     """
     cdef readonly int64_t allow_minor
+    """So many minor faults are no error."""
     cdef readonly object where
+    """Whether the addresses of the faults are noted: True, False or "lines"."""
     cdef bint lines
 
     def __init__(self, allow_minor=0, *, where=True):
@@ -862,6 +1156,7 @@ cdef class no_page_faults(count_page_faults):
         raise _where.error(span.minor, span.major, self.allow_minor, recording, symbol)
 
     def _fresh(self):
+        """Make another that does the same, and counts for this one too."""
         cdef no_page_faults fresh = no_page_faults(self.allow_minor, where=self.where)
         fresh.total = self
         return fresh
@@ -885,12 +1180,12 @@ cdef size_t left() except? 0:
 
 
 def stack_left():
-    """So many bytes of this thread's stack can be made present."""
+    """Return how many bytes of this thread's stack can be made present."""
     return left()
 
 
 def touch_stack(size_t nbytes):
-    """Makes them so. ValueError: that many are not left."""
+    """Make so many bytes of this thread's stack present. ValueError: that many are not left."""
     if nbytes > left():
         raise ValueError("the stack ends before")
     with nogil:
@@ -898,8 +1193,11 @@ def touch_stack(size_t nbytes):
 
 
 def keep_heap(list wishes, bint fewer):
-    """malloc keeps what is freed, and makes its heap grow by as much as the largest wish; without one it goes back to
-    its own way, and gives back what nobody uses. NotImplementedError: this C library's malloc cannot be told."""
+    """Have malloc keep what is freed, and its heap grow by as much as the largest wish.
+
+    Without a wish malloc goes back to its own way, and gives back what nobody uses. NotImplementedError: this C
+    library's malloc cannot be told.
+    """
     cdef size_t most = 0
     for nbytes in wishes:
         most = max(most, nbytes)
@@ -915,7 +1213,7 @@ cdef bint others = False
 
 
 def collect_not(list wishes, bint fewer):
-    """Automatic garbage collection is off, or as it was before the first wish."""
+    """Turn automatic garbage collection off; without a wish it is as it was before the first."""
     global was_on
     if not fewer and len(wishes) == 1:
         was_on = _gc.isenabled()
@@ -925,8 +1223,10 @@ def collect_not(list wishes, bint fewer):
 
 
 def freeze(list wishes, bint fewer):
-    """What there is takes no part in collections. What somebody else has frozen cannot be told from it: then all stays
-    frozen in the end."""
+    """Take what there is out of all garbage collections; without a wish it is back.
+
+    What somebody else has frozen cannot be told from it: then all stays frozen in the end.
+    """
     global others
     if not fewer and len(wishes) == 1:
         others = _gc.get_freeze_count() > 0
@@ -937,7 +1237,7 @@ def freeze(list wishes, bint fewer):
 
 
 def lock(list wishes, bint fewer):
-    """Memory is locked as the strongest of the wishes has it, each (current, future, on_fault)."""
+    """Lock memory as the strongest of the wishes has it, each (current, future, on_fault)."""
     cdef bint current = False, future = False, on_fault = True
     for wish in wishes:
         current |= wish[0]
@@ -947,7 +1247,7 @@ def lock(list wishes, bint fewer):
 
 
 def touch_heap(size_t nbytes):
-    """Makes so many bytes present that malloc then has. MemoryError."""
+    """Make so many bytes present that malloc then has. MemoryError: there are none."""
     cdef int rc
     with nogil:
         rc = prefault_heap(nbytes)

@@ -33,8 +33,11 @@ cdef report(error, where):
 
 
 cdef class Scope:
-    """What was changed, as the steps that undo it. As a context manager it undoes them when an exception passes, and
-    otherwise leaves them to whoever was given it."""
+    """What was changed, as the steps that undo it.
+
+    As a context manager a scope undoes them when an exception passes, and otherwise leaves them to whoever was given
+    it.
+    """
     cdef list steps
     cdef readonly object thread
     """The ident of the thread that made it."""
@@ -45,15 +48,15 @@ cdef class Scope:
 
     @property
     def ended(self):
-        """Is there nothing to undo?"""
+        """Whether there is nothing to undo."""
         return not self.steps
 
     def at_end(self, undo):
-        """``undo()`` at the end."""
+        """Call ``undo()`` at the end."""
         self.steps.append(undo)
 
     def do(self, undo, function, *args):
-        """``function(*args)`` now and ``undo()`` at the end, unless the function raises."""
+        """Call ``function(*args)`` now and ``undo()`` at the end, unless the function raises."""
         self.steps.append(undo)  # before, for it may want memory
         try:
             return function(*args)
@@ -62,7 +65,7 @@ cdef class Scope:
             raise
 
     def get(self, undo, function, *args):
-        """What ``function(*args)`` returns, and ``undo(what it returned)`` at the end."""
+        """Return what ``function(*args)`` returns, and call ``undo(what it returned)`` at the end."""
         got = function(*args)
         try:
             self.steps.append(_partial(undo, got))
@@ -72,7 +75,7 @@ cdef class Scope:
         return got
 
     def last(self, calls):
-        """Calls each, in one step. When the first has gone well, nothing is undone any more."""
+        """Call each, in one step. When the first has gone well, nothing is undone any more."""
         for call in calls:
             call()
             self.steps.clear()
@@ -94,7 +97,7 @@ cdef class Scope:
                     report(error, self)
 
     def end(self):
-        """Undo everything, the last first, even if a step raises. What the first of those raised is raised then."""
+        """Undo everything, the last first, even if a step raises; the first error is raised then."""
         error = self.finish()
         if error is not None:
             raise error
@@ -142,10 +145,14 @@ cdef void strayed(PyObject *capsule) noexcept:
 
 
 cdef class Owner:
-    """A context manager that ends its scope. What is changed is changed before, by whoever gives it a scope, or when
-    it is entered, by ``_begin``. When an exception passes before anybody has it (on the way from the function that
-    made it to the ``with``) the scope ends too; otherwise whoever drops it leaves all in force."""
+    """A context manager that ends its scope.
+
+    What is changed is changed before, by whoever gives it a scope, or when it is entered, by ``_begin``. When an
+    exception passes before anybody has the owner (on the way from the function that made it to the ``with``) the scope
+    ends too; otherwise whoever drops it leaves all in force.
+    """
     cdef readonly Scope scope
+    """What is undone at the end."""
     cdef object stray
 
     def __init__(self, Scope scope=None):
@@ -159,7 +166,7 @@ cdef class Owner:
             raise
 
     def _begin(self):
-        """For subclasses. Gives what __enter__ returns; when it raises, the scope ends."""
+        """Begin, in subclasses: what this returns, __enter__() returns; when it raises, the scope ends."""
         return self
 
     def __enter__(self):
@@ -181,7 +188,7 @@ cdef class Owner:
 
 
 cdef class OwnerInThread(Owner):
-    """One whose changes are its thread's: the ``with`` ends in the thread that began it."""
+    """An owner whose changes are its thread's: the ``with`` ends in the thread that began it."""
 
     def __exit__(self, kind=None, value=None, traceback=None):
         if self.scope.thread != _threading.get_ident():
@@ -193,14 +200,17 @@ cdef list ledgers = []
 
 
 cdef class Ledger:
-    """What several scopes want of something that the process has once. ``apply(wishes, fewer)`` makes it so: with the
-    wishes in force, the last one last, and whether one has gone. A wish, the ledger and what is applied change in one
-    step. In a fork's child there are the wishes of the thread that forked, or none (``inherited=False``)."""
+    """What several scopes want of something that the process has once.
+
+    ``apply(wishes, fewer)`` makes it so: with the wishes in force, the last one last, and whether one has gone. A wish,
+    the ledger and what is applied change in one step. In a fork's child there are the wishes of the thread that forked,
+    or none (``inherited=False``).
+    """
     cdef list scopes, wishes
     cdef object apply, lock
     cdef bint inherited
     cdef readonly bint lost
-    """Is this the child of a fork whose parent had wishes that it did not inherit?"""
+    """Whether this is the child of a fork whose parent had wishes that it did not inherit."""
 
     def __init__(self, apply, *, bint inherited=True):
         self.apply, self.inherited = apply, inherited
@@ -238,7 +248,10 @@ cdef class Ledger:
         return False
 
     def enter(self, Scope scope, wish):
-        """Until the scope ends. What `apply` raises is raised, and the wish is not in force then."""
+        """Have a wish in force until the scope ends.
+
+        What ``apply`` raises is raised, and the wish is not in force then.
+        """
         undo = _partial(self.leave, scope)
         self.lock.acquire()
         try:
@@ -260,7 +273,7 @@ cdef class Ledger:
             self.lock.release()
 
     def leave(self, Scope scope):
-        """The step that undoes enter(). What `apply` raises is raised, and the wish is gone all the same."""
+        """Undo enter(). What ``apply`` raises is raised, and the wish is gone all the same."""
         first = self.hold()
         try:
             if self.forget(scope):
@@ -300,7 +313,7 @@ _os.register_at_fork(after_in_child=_after_fork)
 
 
 def unwind(list stack, Scope scope):
-    """Ends what was put on the stack after this scope, the last first, and takes this scope off."""
+    """End what was put on the stack after this scope, the last first, and take this scope off."""
     first = None
     while scope in stack:
         top = stack.pop()
@@ -314,9 +327,12 @@ def unwind(list stack, Scope scope):
 
 
 def swap_in_context(Scope scope, variable, swap, value):
-    """``swap(value)``, which gives what it replaces, until the scope ends. `swap` is of the current context, as the
-    context variable is, which is a tuple of those who have swapped: each with what was there before. They may end in
-    any order; and one that ends in another context than it began in leaves that one alone."""
+    """Have ``swap(value)``, which returns what it replaces, in force until the scope ends.
+
+    `swap` is of the current context, as the context variable is, which is a tuple of those who have swapped: each with
+    what was there before. They may end in any order; and one that ends in another context than it began in leaves that
+    one alone.
+    """
     entries = variable.get(())
     before = swap(value)
     try:
@@ -328,7 +344,7 @@ def swap_in_context(Scope scope, variable, swap, value):
 
 
 def call_swapped(variable, swap, value, function, args, kwargs):
-    """``function(*args, **kwargs)`` between swap_in_context() and the end of its scope."""
+    """Call ``function(*args, **kwargs)`` between swap_in_context() and the end of its scope."""
     cdef Scope scope = Scope()
     swap_in_context(scope, variable, swap, value)
     try:
@@ -340,7 +356,7 @@ def call_swapped(variable, swap, value, function, args, kwargs):
 
 
 def swap_back(Scope scope, variable, swap, token):
-    """The step that undoes swap_in_context()."""
+    """Undo swap_in_context()."""
     cdef tuple entries = variable.get(())
     cdef Py_ssize_t i, n = len(entries)
     try:
@@ -361,8 +377,10 @@ def swap_back(Scope scope, variable, swap, token):
 
 
 def close(int fd):
-    """Closes it. What close(2) says of writes that failed is what flush() of a mapping says, and the descriptor is gone
-    in any case."""
+    """Close a descriptor.
+
+    What close(2) says of writes that failed is what flush() of a mapping says, and the descriptor is gone in any case.
+    """
     try:
         _os.close(fd)
     except OSError:
@@ -370,8 +388,10 @@ def close(int fd):
 
 
 def create(Scope files, Scope new, path, int flags):
-    """A descriptor of a new file, closed when `files` ends. When `new` ends the file is removed, unless that name is
-    another's by then. FileExistsError."""
+    """Make a new file and return its descriptor, which is closed when `files` ends.
+
+    When `new` ends the file is removed, unless that name is another's by then. FileExistsError: there is one.
+    """
     fd = files.get(close, _os.open, path, flags | _os.O_CREAT | _os.O_EXCL, 0o666)
     try:
         new.at_end(_partial(remove, path, _os.fstat(fd)))
@@ -382,7 +402,7 @@ def create(Scope files, Scope new, path, int flags):
 
 
 def remove(path, status):
-    """Removes the file, if it still is the one of this stat_result."""
+    """Remove a file, if it still is the one of this stat_result."""
     try:
         now = _os.lstat(path)
     except FileNotFoundError:
@@ -392,7 +412,7 @@ def remove(path, status):
 
 
 def write_zeros(int fd, at, stop):
-    """From one place in the file to another."""
+    """Write zeros from one place in a file to another."""
     zeros = memoryview(bytes(min(1 << 20, stop - at)))
     while at < stop:
         at += _os.pwrite(fd, zeros[:stop - at], at)

@@ -15,19 +15,45 @@ __all__ = ["carry_out", "main"]
 
 
 class Command(Protocol):
-    SUMMARY: str
+    """What a command's module has. run() returns the exit status, or raises argparse.ArgumentTypeError where the
+    arguments make no sense."""
+
+    @property
+    def SUMMARY(self) -> str: ...
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
-    def run(self, args: argparse.Namespace) -> int:
-        """The exit status. argparse.ArgumentTypeError: the arguments make no sense."""
+    def run(self, args: argparse.Namespace) -> int: ...
 
 
 COMMANDS: dict[str, Command] = {"demo": demo, "doctor": doctor, "bench": bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 1 for what went wrong, 2 for arguments that make no sense."""
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        The arguments. None: those of the process.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 1 for what went wrong, 130 for Ctrl-C.
+
+    Raises
+    ------
+    SystemExit
+        2, for arguments that make no sense; 0, for ``--help`` and ``--version``.
+
+    Examples
+    --------
+    >>> from arena.cli import main
+    >>> main(["demo", "no such file"])
+    Traceback (most recent call last):
+    SystemExit: 2
+    """
     parser = argparse.ArgumentParser(
         prog="python -m arena", description="Memory that is there, or an error that says why not."
     )
@@ -44,7 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def carry_out(
     run: Callable[[argparse.Namespace], int], args: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> int:
-    """The exit status of ``run(args)``, which ends with a line, and not with a traceback, for whatever is not a bug."""
+    """Run a command that ends with a line, and not with a traceback, for whatever is not a bug.
+
+    Parameters
+    ----------
+    run
+        The command.
+    args
+        What it is called with.
+    parser
+        Whose ``prog`` begins the line.
+
+    Returns
+    -------
+    int
+        The exit status: what ``run(args)`` returns, 1 for an error, 130 for Ctrl-C.
+
+    Raises
+    ------
+    SystemExit
+        2, where ``run`` raises argparse.ArgumentTypeError.
+    """
     try:
         status = run(args)
         sys.stdout.flush()
@@ -52,7 +98,7 @@ def carry_out(
         parser.error(str(error))
     except (ArenaError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            # Whoever read us has seen enough. What is still buffered must not fail again at exit.
+            # Whoever read the output has closed the pipe. What is still buffered must not fail again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         print(f"{parser.prog}: {error}", file=sys.stderr)

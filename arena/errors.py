@@ -16,7 +16,39 @@ __all__ = ["ArenaError", "ArenaFullError", "CommitError", "LockError", "PageFaul
 
 
 class ArenaError(Exception):
-    """What the errors of this package share. Not raised by itself."""
+    """What the errors of this package share. It is not raised by itself.
+
+    Attributes
+    ----------
+    errno
+        The errno of the step that failed; None where none belongs to it. (Of OSErrors, and 28, ENOSPC, of
+        ArenaFullError.)
+    op
+        The step that failed: a system call's name, or "alloc", "take", "page fault".
+    offset
+        Where the range begins, in bytes from the reservation's start.
+    requested
+        Bytes that were asked for.
+    committed
+        Bytes that were committed at that moment.
+    available
+        Bytes that could have been had.
+    hint
+        What to do, in words. The message says it too.
+
+    Notes
+    -----
+    Numbers that are not known are None.
+
+    Examples
+    --------
+    >>> from arena import Arena, ArenaError
+    >>> try:
+    ...     Arena("1MiB").alloc("2MiB")
+    ... except ArenaError as error:
+    ...     print(error.op, error.requested, error.available, error.hint)
+    alloc 2097152 1048576 free blocks, or make the arena larger (reserving costs nothing)
+    """
 
     op: str = ""
     offset: int | None = None
@@ -27,7 +59,10 @@ class ArenaError(Exception):
 
 
 class CommitError(ArenaError, OSError, MemoryError):
-    """The memory could not be made present; what the call had populated was given back."""
+    """The memory could not be made present; what the call had populated was given back.
+
+    A release that the kernel refuses is one too; ``op`` is "release" or "discard" then.
+    """
 
 
 class ReserveError(ArenaError, OSError, MemoryError):
@@ -45,8 +80,15 @@ class LockError(ArenaError, OSError):
 
 
 class PageFaultError(ArenaError, RuntimeError):
-    """A thread faulted where it was not to: ``minor`` and ``major`` times. ``where``: the first of the faults, as far
-    as they were noted."""
+    """A thread faulted where it was not to.
+
+    Attributes
+    ----------
+    minor, major
+        How often.
+    where
+        The first of the faults, each a :class:`arena.realtime.PageFault`, as far as they were noted.
+    """
 
     minor: int = 0
     major: int = 0
@@ -61,7 +103,7 @@ def _fill(error: ArenaError, op: str, numbers: dict[str, int | None], hint: str)
 
 
 def amount(n: int | None) -> str:
-    """``1536`` as ``"1.5 KiB"``."""
+    """Write a number of bytes for people: ``1536`` is ``"1.5 KiB"``."""
     if n is None:
         return "an unknown amount"
     if n < 1024:
@@ -71,7 +113,7 @@ def amount(n: int | None) -> str:
 
 
 def commit_error(err: int, op: str, where: str, numbers: dict[str, int | None]) -> CommitError:
-    """The exception for a commit that failed with this errno at this step."""
+    """Make the exception for a commit that failed with this errno at this step."""
     available = numbers["available"]
     hint = _advice.for_commit(err, op, where, available)
     there = (
@@ -90,8 +132,8 @@ def commit_error(err: int, op: str, where: str, numbers: dict[str, int | None]) 
 def reserve_error(
     err: int, op: str, where: str, path: str | None, page: int, numbers: dict[str, int | None], overcommit: int
 ) -> ReserveError:
-    """The exception for a reservation that failed with this errno at this step. ``page``: what size was insisted on, or
-    0."""
+    """Make the exception for a reservation that failed with this errno at this step. ``page`` is the page size that was
+    insisted on, or 0."""
     hint = _advice.for_reserve(err, op, where, page, overcommit)
     of = "" if path is None else f" of {path}"
     error = ReserveError(
@@ -102,7 +144,7 @@ def reserve_error(
 
 
 def full_error(numbers: dict[str, int | None], *, grow: bool) -> ArenaFullError:
-    """The exception for an allocation that no free range is large enough for."""
+    """Make the exception for an allocation that no free range is large enough for."""
     if grow:
         what, hint = "free range", "free blocks, or make the arena larger (reserving costs nothing)"
     else:
@@ -116,7 +158,7 @@ def full_error(numbers: dict[str, int | None], *, grow: bool) -> ArenaFullError:
 
 
 def lock_error(err: int, requested: int, locked: int, limit: int | None) -> LockError:
-    """The exception for an mlockall that was refused this errno, at a mapping of ``requested`` bytes (0: at once)."""
+    """Make the exception for an mlockall that was refused, at a mapping of ``requested`` bytes (0: at once)."""
     hint = _advice.memlock() if limit is not None else _advice.for_commit(err, "mlock", "", None)
     of = f" {amount(requested)} more" if requested else ""
     allowed = "" if limit is None else f"; {amount(locked)} are locked, and RLIMIT_MEMLOCK allows {amount(limit)}"
@@ -127,7 +169,7 @@ def lock_error(err: int, requested: int, locked: int, limit: int | None) -> Lock
 
 
 def page_fault_error(minor: int, major: int, allowed: int, where: list[_PageFault], hint: str) -> PageFaultError:
-    """The exception for a block in which a thread faulted so often; ``where`` as far as it is known."""
+    """Make the exception for a block in which a thread faulted so often. ``where`` has the faults that are known."""
     n = minor + major
     first = f"; the first: {where[0]}" if where else ""
     error = PageFaultError(
@@ -140,7 +182,7 @@ def page_fault_error(minor: int, major: int, allowed: int, where: list[_PageFaul
 
 
 def prefault_error(op: str, requested: int, available: int | None, hint: str) -> CommitError:
-    """The exception for stack or heap that is not to be had."""
+    """Make the exception for stack or heap that cannot be had."""
     there = "" if available is None else f": {amount(available)} are left"
     error = CommitError(_errno.ENOMEM, f"cannot make {amount(requested)} of {op} memory present{there}; {hint}")
     numbers = {"offset": None, "requested": requested, "committed": 0, "available": available}
@@ -149,7 +191,7 @@ def prefault_error(op: str, requested: int, available: int | None, hint: str) ->
 
 
 def pool_empty_error(nbytes: int, count: int) -> ArenaFullError:
-    """The exception for a pool whose blocks are all taken."""
+    """Make the exception for a pool whose blocks are all taken."""
     hint = "put() blocks back, or make it larger"
     error = ArenaFullError(f"all {count} blocks of the pool, of {amount(nbytes)} each, are taken; {hint}")
     _fill(error, "take", {"requested": nbytes, "available": 0}, hint)
@@ -157,7 +199,7 @@ def pool_empty_error(nbytes: int, count: int) -> ArenaFullError:
 
 
 def alive(blocks: list[tuple[int, int]]) -> str:
-    """What keeps an arena from being closed: its blocks, as (offset, nbytes)."""
+    """Say which blocks, as (offset, nbytes), keep an arena from being closed."""
     n = len(blocks)
     which = ", ".join(f"{amount(nbytes)} at offset {offset}" for offset, nbytes in blocks[:8])
     more = "" if n <= 8 else f", and {n - 8} more"

@@ -40,7 +40,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _Overflow: TypeAlias = Literal["raise", "malloc"]
 
-# Who has swapped NumPy's handler in this context, and for what.
+# The scopes that have swapped NumPy's handler in this context, each with the handler that was there before.
 _swapped: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar("arena.nep49")
 
 
@@ -89,7 +89,8 @@ class allocations(Owner, contextlib.ContextDecorator):
 
     def __init__(self, arena: Arena, *, overflow: _Overflow = "raise") -> None:
         super().__init__()
-        self._arena, self._overflow = arena, overflow
+        self._arena = arena
+        self._overflow: _Overflow = overflow
 
     def _begin(self) -> Arena:
         if not self.scope.ended:
@@ -102,23 +103,101 @@ class allocations(Owner, contextlib.ContextDecorator):
 
 
 def install(arena: Arena, *, overflow: _Overflow = "raise") -> None:
-    """What NumPy allocates from now on in the current context, and in copies of it, is in the arena."""
+    """Have what NumPy allocates from now on in this context, and in copies of it, come from the arena.
+
+    Parameters
+    ----------
+    arena
+        Where NumPy is to allocate.
+    overflow
+        As for :class:`allocations`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The arena is closed, or the arguments make no sense.
+    ImportError
+        There is no NumPy, or one before 1.22.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from arena import Arena, nep49
+    >>> a = Arena("64MiB")
+    >>> nep49.install(a)
+    >>> nep49.arena_of(np.ones(1000)) is a
+    True
+    >>> nep49.uninstall()
+    """
     _core.swap_numpy_handler(_handler(arena, overflow))
 
 
 def uninstall() -> None:
-    """NumPy's own allocator again, in the current context."""
+    """Give NumPy its own allocator again, in this context.
+
+    Raises
+    ------
+    ImportError
+        There is no NumPy, or one before 1.22.
+    """
     _core.swap_numpy_handler(None)
 
 
 def installed() -> Arena | None:
-    """The arena that NumPy allocates in now, in this context."""
+    """Return the arena that NumPy allocates in now, in this context.
+
+    Returns
+    -------
+    Arena or None
+        None: NumPy's own allocator, or somebody else's, is in force.
+
+    Raises
+    ------
+    ImportError
+        There is no NumPy, or one before 1.22.
+
+    Examples
+    --------
+    >>> from arena import Arena, nep49
+    >>> a = Arena("64MiB")
+    >>> with a.numpy_allocations():
+    ...     nep49.installed() is a
+    True
+    """
     return _core.arena_of_numpy_handler(_core.numpy_handler_of_now())
 
 
 def carried(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, with NumPy's allocator of here and now, whichever thread calls it:
-    ``Thread(target=carried(work))``, ``pool.map(carried(work), items)``."""
+    """Make a function that runs with NumPy's allocator of here and now, whichever thread calls it.
+
+    Parameters
+    ----------
+    function
+        What the thread is to do.
+
+    Returns
+    -------
+    callable
+        For ``Thread(target=carried(work))`` and ``pool.map(carried(work), items)``.
+
+    Raises
+    ------
+    ImportError
+        There is no NumPy, or one before 1.22.
+
+    Examples
+    --------
+    >>> import threading
+    >>> from arena import Arena, nep49
+    >>> a = Arena("64MiB")
+    >>> found = []
+    >>> with a.numpy_allocations():
+    ...     thread = threading.Thread(target=nep49.carried(lambda: found.append(nep49.installed())))
+    ...     thread.start()
+    ...     thread.join()
+    >>> found == [a]
+    True
+    """
     handler = _core.numpy_handler_of_now()
 
     @functools.wraps(function)
@@ -129,7 +208,31 @@ def carried(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def arena_of(array: NDArray[Any]) -> Arena | None:
-    """The arena whose memory the array is in, whoever allocated it. None: other memory."""
+    """Return the arena whose memory an array is in, whoever allocated it.
+
+    Parameters
+    ----------
+    array
+        A NumPy array.
+
+    Returns
+    -------
+    Arena or None
+        None: it is other memory.
+
+    Raises
+    ------
+    TypeError
+        It is no array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from arena import Arena, nep49
+    >>> a = Arena("64MiB")
+    >>> nep49.arena_of(a.empty(10)[2:]) is a, nep49.arena_of(np.empty(10)) is None
+    (True, True)
+    """
     try:
         address = array.__array_interface__["data"][0]
     except (AttributeError, KeyError, TypeError):

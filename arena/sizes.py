@@ -14,12 +14,33 @@ _POWER = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
 
 
 def parse_size(size: SupportsIndex | str, what: str = "size") -> int:
-    """The number of bytes; TypeError for what is neither an int nor a str, ValueError for nonsense.
+    """Return the number of bytes that a size means.
 
+    Parameters
+    ----------
+    size
+        An int, or a number and a unit: IEC ("64MiB"), SI ("1.5 GB"), or without B, which is binary ("4K", "2M", "1G"),
+        as in the kernel's own file names.
+    what
+        What the error calls it.
+
+    Returns
+    -------
+    int
+        From 0 to 2^63 - 1.
+
+    Raises
+    ------
+    TypeError
+        The size is neither an int nor a str.
+    ValueError
+        The size is negative, too large, not whole, or not a size.
+
+    Examples
+    --------
+    >>> from arena.sizes import parse_size
     >>> parse_size("64MiB"), parse_size("1.5 GB"), parse_size("4K")
     (67108864, 1500000000, 4096)
-
-    A unit without B ("4K", "2M", "1G") is binary, as in the kernel's own file names.
     """
     if isinstance(size, str):
         match = _FORM.fullmatch(size)

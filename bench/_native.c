@@ -166,7 +166,7 @@ static int once(const struct neighbour *n) {
         return munmap(at, 4096) < 0 ? -errno : 0;
     }
     struct arena_block b;
-    int rc = n->api->attempt(n->a, n->bytes, 64, &b);
+    int rc = n->api->alloc_committed(n->a, n->bytes, 64, &b);
     return rc ? rc : n->api->free(n->a, b.handle);
 }
 

@@ -2,7 +2,7 @@
 
 The arena is filled until a request fails; then, twenty times, half of the blocks are freed at random and it is
 filled again. Sizes follow a power law. Both allocators get the same sizes, in granules of 64 bytes, and merge at once.
-Best fit is that of bench/bestfit.c; the free-space index is csrc/alloc/freelist.c by itself, all of its arena committed.
+Best fit is that of bench/bestfit.c; the free-space index is csrc/alloc/freelist.c alone, all of its arena committed.
 """
 
 from __future__ import annotations

@@ -34,19 +34,56 @@ SUMMARY = "say what this machine, container and process can do, and what stands 
 
 
 def examine(use: Use | None = None) -> list[Finding]:
-    """What was found, for this use ("realtime", "numpy", "sharing"; None: the core itself), the worst first.
+    """Look at this machine, container and process.
 
-    Raises ValueError for another use, and nothing else.
+    Parameters
+    ----------
+    use
+        What they are to be good for: "realtime", "numpy", "sharing". None: the core itself.
+
+    Returns
+    -------
+    list of Finding
+        The worst first.
+
+    Raises
+    ------
+    ValueError
+        There is no such use. Nothing else is raised.
+
+    Examples
+    --------
+    >>> from arena import doctor
+    >>> {finding.verdict for finding in doctor.examine("numpy")} <= {"blocks you", "limits you", "good", "information"}
+    True
     """
     return judge(read_facts(), use)
 
 
 def report(use: Use | None = None) -> str:
-    """The same as text for a terminal."""
+    """Return what :func:`examine` finds as text for a terminal.
+
+    Parameters
+    ----------
+    use
+        As for :func:`examine`.
+
+    Returns
+    -------
+    str
+        Lines of up to 100 characters.
+
+    Examples
+    --------
+    >>> from arena import doctor
+    >>> doctor.report("realtime").startswith("For realtime, blocks you: ")
+    True
+    """
     return as_text(examine(use), use)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``python -m arena doctor`` to its parser."""
     parser.add_argument("--for", dest="use", choices=USES, help="what it is to be good for")
     parser.add_argument(
         "--json", action="store_true", help="findings for programs; the schema is in help(arena.doctor.render)"
@@ -55,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the findings. The exit status is returned: 1 where something blocks the use, else 0."""
     findings = examine(args.use)
     if args.json:
         print(as_json(findings, args.use))

@@ -27,27 +27,27 @@ class Finding:
 
     topic: Topic
     name: str
-    """Stable: what programs look for. The kernel's own name of it where it has one."""
+    """What programs look for: it does not change. Where the kernel has a name for the thing, this is it."""
     value: str
     """What was found, in words."""
     verdict: Verdict
-    """For the use that was asked for. "information": neither good nor bad for it, or it cannot be read."""
+    """What it means for the use that was asked for. "information" is neither good nor bad for it, or cannot be read."""
     reason: str
-    """One sentence."""
+    """Why, in one sentence."""
     mend: Mend | None = None
     """The line that mends it; None where nothing has to be mended, or no line does."""
 
 
 def among(use: Use | None, *uses: Use | None, verdict: Verdict = "limits you") -> Verdict:
-    """The verdict for these uses (None: when none was named), and mere information for all others."""
+    """Return the verdict if the use is among these (None: no use was named), and "information" for all others."""
     return verdict if use in uses else "information"
 
 
 def limited(n: int | None) -> str:
-    """A limit in words; None: there is none."""
+    """Return a limit in words; None means that there is none."""
     return "unlimited" if n is None else amount(n)
 
 
 def unknown(topic: Topic, name: str, unread: Mapping[str, str], path: str) -> Finding:
-    """A fact that cannot be read, because of what was said when this path was read."""
+    """Make the finding for a fact that cannot be read. ``unread`` has what was said when this path was read."""
     return Finding(topic, name, "cannot be read", "information", f"{path}: {unread.get(path, 'does not say it')}.")

@@ -20,7 +20,7 @@ _ORDER: dict[Use | None, tuple[Topic, ...]] = {
 
 
 def judge(facts: Facts, use: Use | None = None) -> list[Finding]:
-    """All findings: what blocks first, then what limits; within that, what matters most to the use."""
+    """Return all findings: what blocks first, then what limits; within that, what matters most to the use."""
     if use not in _ORDER:
         raise ValueError(f"use {use!r} is none of {', '.join(USES)}")
     order = _ORDER[use]
@@ -29,4 +29,5 @@ def judge(facts: Facts, use: Use | None = None) -> list[Finding]:
 
 
 def blocked(findings: list[Finding]) -> bool:
+    """Whether one of the findings blocks the use."""
     return any(finding.verdict == "blocks you" for finding in findings)

@@ -28,6 +28,7 @@ __all__ = ["as_json", "as_text"]
 
 
 def as_json(findings: Sequence[Finding], use: Use | None) -> str:
+    """Return the findings as a JSON object, as above."""
     whole = {
         "schema": 1,
         "use": use,
@@ -38,7 +39,7 @@ def as_json(findings: Sequence[Finding], use: Use | None) -> str:
 
 
 def as_text(findings: Sequence[Finding], use: Use | None, *, width: int = 100, bold: bool = False) -> str:
-    """A headline, then what blocks and what limits with the lines that mend it, then the rest in two columns."""
+    """Return the findings as text: a headline, what blocks and limits with the lines that mend it, then the rest."""
     counts = ", ".join(f"{verdict}: {sum(f.verdict == verdict for f in findings)}" for verdict in VERDICTS[:3])
     parts = [f"For {use or 'the core itself'}, {counts}."]
     column = max((len(f.name) for f in findings), default=0) + 2
@@ -59,7 +60,7 @@ def _advice(f: Finding, width: int) -> list[str]:
     indent = " " * 6
     lines = textwrap.wrap(f.reason, width, initial_indent=indent, subsequent_indent=indent)
     if f.mend is not None:
-        # Not wrapped: it is there to be copied.
+        # The line is not wrapped: it is there to be copied.
         lines += [f"{indent}→ {f.mend.line}"]
         lines += textwrap.wrap(f.mend.where, width, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}  ")
     return lines

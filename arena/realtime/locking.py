@@ -17,7 +17,13 @@ _in_force: Ledger[tuple[bool, bool, bool]] = Ledger(_realtime.lock, inherited=Fa
 
 
 class MemoryLock(Owner):
-    """What :func:`lock_memory` returns: a context manager at whose end this lock is no longer in force."""
+    """What :func:`lock_memory` returns: a context manager at whose end this lock is no longer in force.
+
+    Raises
+    ------
+    RuntimeError
+        When it is entered: the lock is not in force any more.
+    """
 
     def _begin(self) -> MemoryLock:
         if self.scope not in _in_force:
@@ -77,8 +83,10 @@ def lock_memory(current: bool = True, future: bool = True, on_fault: bool = Fals
 
 
 def unlock_memory() -> None:
-    """End the last lock_memory(). With the outermost all is unlocked, but for what ``lock=True`` has locked; what
-    another's mlockall(2) had locked is unlocked too.
+    """End the last lock_memory().
+
+    With the outermost all memory is unlocked, but for what ``lock=True`` has locked (rings too); what another's
+    mlockall(2) had locked is unlocked as well.
 
     Raises
     ------
@@ -86,7 +94,13 @@ def unlock_memory() -> None:
         What is still to be locked cannot be, for RLIMIT_MEMLOCK was lowered: no memory is locked now. The lock has
         ended all the same.
     RuntimeError
-        There is none, or it was made by the parent of this fork's child.
+        No lock is in force, or the parent of this child of a fork made it.
+
+    Examples
+    --------
+    >>> from arena.realtime import lock_memory, unlock_memory
+    >>> lock = lock_memory(current=False, on_fault=True)
+    >>> unlock_memory()
     """
     scope = _in_force.last
     if scope is None:

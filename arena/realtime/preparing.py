@@ -21,7 +21,7 @@ from ..sizes import parse_size
 __all__ = ["Prepared", "prepare", "restore"]
 
 
-# What is the process's, and stays as long as any prepare() asks for it.
+# These are settings of the process, each in force as long as any prepare() asks for it.
 _off: Ledger[None] = Ledger(_realtime.collect_not)
 _frozen: Ledger[None] = Ledger(_realtime.freeze)
 _heaps: Ledger[int] = Ledger(_realtime.keep_heap)
@@ -36,8 +36,15 @@ _mine = _Mine()
 
 
 class Prepared(OwnerInThread):
-    """What :func:`prepare` returns: a context manager that restores at its end, and what was prepared inside of it and
-    is still in force, too. ``stack`` and ``heap``: the bytes made present."""
+    """What :func:`prepare` returns: a context manager that restores at its end.
+
+    What was prepared inside of it and is still in force ends with it.
+
+    Attributes
+    ----------
+    stack, heap
+        The bytes that were made present.
+    """
 
     def __init__(self, scope: Scope, stack: int, heap: int) -> None:
         super().__init__(scope)
@@ -127,16 +134,33 @@ def prepare(
 
 
 def restore() -> None:
-    """End this thread's last prepare(): its scheduler and CPUs are as they were. With the last of the process, garbage
-    collection is too, and malloc is told glibc's own numbers, and gives back what is free. (It does not choose its
-    thresholds as it goes again: any mallopt(3) ends that.) RuntimeError: this thread has none."""
+    """End this thread's last prepare().
+
+    Its scheduler and CPUs are as they were. With the last prepare() of the process, garbage collection is too, and
+    malloc is told glibc's own numbers, and gives back what is free.
+
+    Raises
+    ------
+    RuntimeError
+        This thread has no prepare() in force.
+
+    Notes
+    -----
+    malloc does not choose its thresholds as it goes again: any mallopt(3) ends that.
+
+    Examples
+    --------
+    >>> from arena.realtime import prepare, restore
+    >>> prepared = prepare(stack="64KiB", heap=0, gc="off")
+    >>> restore()
+    """
     if not _mine.prepared:
         raise RuntimeError("this thread has called no prepare() that is in force")
     _mine.prepared[-1].end()
 
 
 def _can_be_had(nbytes: int) -> None:
-    """CommitError where it is not: in the stack and in malloc's memory the OOM killer would say so."""
+    """Raise CommitError where there is no such memory: in stack and heap the OOM killer would say so."""
     with _core.Reservation(nbytes) as there:
         there.commit()
 

@@ -6,7 +6,10 @@
 #include <string.h>
 
 #include "alloc/arena_internal.h"
+#include "memory/mlockall.h"
 #include "sys/list.h"
+#include "sys/page.h"
+#include "sys/thread.h"
 
 static void describe(const struct arena *a, const struct freelist_block *b, struct arena_block *out) {
     out->handle = b->handle;
@@ -20,25 +23,25 @@ static void describe(const struct arena *a, const struct freelist_block *b, stru
 
 static void fork_before(void *self) {
     struct arena *a = self;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     if (!a->unmapped) reservation_before_fork(&a->reservation);
 }
 
 static void fork_parent(void *self) {
     struct arena *a = self;
     if (!a->unmapped) reservation_after_fork_parent(&a->reservation);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
 }
 
 static void fork_child(void *self) {
     struct arena *a = self;
-    lock_reset(&a->lock);
+    mutex_reset(&a->lock);
     if (a->unmapped) {
         /* The thread that was to do it stayed with the parent. */
         a->reservation.refuse = -ESHUTDOWN;
         if (a->reservation.base) reservation_after_fork_child(&a->reservation);
         if (a->destroyed) {
-            forks_forget(&a->watch);
+            registry_remove(&a->entry);
             arena_index_free(a);
             free(a);
         }
@@ -50,7 +53,7 @@ static void fork_child(void *self) {
     if (a->reservation.dropped && !a->refuse) a->refuse = -ENOTCONN;
     if (a->reservation.fork == OS_FORK_SHARE) {
         /* The memory is the parent's too, but this index is not: two of them would give the same range out twice. */
-        a->borrowed = true;
+        a->owned_by_parent = true;
         if (!a->refuse) a->refuse = -EXDEV;
     }
     for (struct arena_pending *p = a->pending, *next; p; p = next) {
@@ -69,7 +72,7 @@ static void fork_child(void *self) {
     }
 }
 
-static size_t arena_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
+static size_t arena_ranges(void *self, struct registry_range out[REGISTRY_RANGES]) {
     struct arena *a = self;
     size_t n = reservation_ranges(&a->reservation, out);
     return n + arena_index_ranges(a, out + n);
@@ -77,10 +80,10 @@ static size_t arena_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
 
 static int arena_lock_present(void *self, bool own) {
     struct arena *a = self;
-    struct fork_range part[FORKS_RANGES];
+    struct registry_range part[REGISTRY_RANGES];
     int rc = reservation_lock(&a->reservation, own);
     for (size_t i = own ? 0 : arena_index_ranges(a, part); rc == 0 && i-- > 0;)
-        rc = os_mlock_present(a->reservation.features, part[i].base, part[i].bytes);
+        rc = mlockall_present(a->reservation.features, part[i].base, part[i].bytes);
     return rc;
 }
 
@@ -90,7 +93,7 @@ static uint64_t default_now(void *arg) {
 }
 
 /* How much of the reservation there is a file for, in whole chunks. */
-static uint64_t usable(const struct reservation *r, uint64_t chunk) {
+static uint64_t usable_bytes(const struct reservation *r, uint64_t chunk) {
     const struct backing *b = &r->backing;
     struct os_file file;
     uint64_t bytes = b->bytes;
@@ -122,23 +125,23 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     struct arena *a = calloc(1, sizeof *a);
     if (!a) return arena_explain(error, -ENOMEM, "malloc", sizeof *a, UINT64_MAX);
     memset((void *)a, 0, sizeof *a); /* calloc's pages may be promises too */
-    a->lock.rank = LOCK_RANK_ARENA;
+    a->lock.rank = MUTEX_RANK_ARENA;
     a->retain = c.retain;
     a->decay_ns = c.decay_ns;
     a->now_ns = c.now_ns ? c.now_ns : default_now;
     a->now_arg = c.now_arg;
     a->read_only_populate = c.read_only_populate;
-    forks_hold();
+    registry_lock();
     int rc = reservation_init(&a->reservation, rc_of, false, error);
     if (rc) {
-        forks_let_go();
+        registry_unlock();
         free(a);
         return rc;
     }
     page = a->reservation.backing.page; /* a hugetlbfs file has the pages it has */
     if (!c.chunk && chunk < page) chunk = page;
     a->chunk_shift = (unsigned)__builtin_ctzll(chunk);
-    size = usable(&a->reservation, chunk);
+    size = usable_bytes(&a->reservation, chunk);
     if (chunk < page)
         rc = arena_explain(error, -EINVAL, "chunk", chunk, UINT64_MAX);
     else if (size == 0)
@@ -148,50 +151,50 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     if (rc) {
         arena_index_free(a);
         reservation_undo(&a->reservation, rc_of->path);
-        forks_let_go();
+        registry_unlock();
         free(a);
         return rc;
     }
     a->base = a->reservation.base;
-    a->watch = (struct fork_watch){fork_before,        fork_parent, fork_child, arena_ranges,
-                                   arena_lock_present, a,           NULL,       NULL};
-    forks_watch(&a->watch);
-    forks_let_go();
+    a->entry = (struct registry_entry){fork_before,        fork_parent, fork_child, arena_ranges,
+                                       arena_lock_present, a,           NULL,       NULL};
+    registry_add(&a->entry);
+    registry_unlock();
     *out = a;
     return 0;
 }
 
 int arena_close(arena *a, bool strict) {
     int rc = 0;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     if (!a->unmapped && (a->pending || reservation_busy(&a->reservation))) rc = -EBUSY;
     if (rc == 0 && strict && a->index.blocks) rc = -ENOTEMPTY;
     if (rc == 0) {
         __atomic_store_n(&a->refuse, -ESHUTDOWN, __ATOMIC_RELAXED);
-        a->retain = a->floor = a->decay_ns = 0; /* nobody will want again what is free */
+        a->retain = a->warmed = a->decay_ns = 0; /* nobody will want again what is free */
     }
-    lock_drop(&a->lock);
-    if (rc == 0) (void)arena_collect(a);
+    mutex_unlock(&a->lock);
+    if (rc == 0) (void)arena_purge(a);
     return rc;
 }
 
 bool arena_is_closed(const arena *a) { return __atomic_load_n(&a->refuse, __ATOMIC_RELAXED) == -ESHUTDOWN; }
 
 int arena_destroy(arena *a) {
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     bool mapped = !a->unmapped;
     if (mapped && (a->pending || reservation_busy(&a->reservation))) {
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         return -EBUSY;
     }
     a->unmapped = a->destroyed = true;
     a->refuse = -ESHUTDOWN;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (mapped) (void)reservation_close(&a->reservation);
-    forks_hold();
-    forks_forget(&a->watch);
+    registry_lock();
+    registry_remove(&a->entry);
     arena_index_free(a);
-    forks_let_go();
+    registry_unlock();
     free(a);
     return 0;
 }
@@ -201,54 +204,55 @@ int arena_destroy(arena *a) {
 static void note_use(struct arena *a, const struct freelist_block *b) {
     struct freelist *f = &a->index;
     if (f->live > a->peak_live) a->peak_live = f->live;
-    if (f->free_committed < a->low) a->low = f->free_committed;
+    if (f->free_committed < a->low_water) a->low_water = f->free_committed;
     uint64_t end = b->offset + b->size;
-    if (end > a->virgin) a->virgin = end;
+    if (end > a->never_used_from) a->never_used_from = end;
 }
 
-/* How much of a block, from its start, may hold old bytes, given what was virgin before it. */
-static uint64_t dirty_part(const struct arena *a, uint64_t virgin, const struct freelist_block *b) {
-    uint64_t n = virgin > b->offset ? virgin - b->offset : 0;
+/* How much of a block, from its start, may hold old bytes, given where never used memory began before it. */
+static uint64_t dirty_part(const struct arena *a, uint64_t never_used_from, const struct freelist_block *b) {
+    uint64_t n = never_used_from > b->offset ? never_used_from - b->offset : 0;
     /* Asked last, for memory that is used again is the common case. */
     return bytes_of(n < b->size && reservation_fresh_is_zero(&a->reservation) ? n : b->size);
 }
 
-/* The block was never handed out: what was virgin of it still is. */
+/* The block was never handed out: what was never used of it still is. */
 static void undo_use(struct arena *a, uint64_t offset, uint64_t size, uint64_t dirty) {
-    if (a->virgin == offset + size) a->virgin = offset + granules_of(dirty);
+    if (a->never_used_from == offset + size) a->never_used_from = offset + granules_of(dirty);
 }
 
 /* In granules; 0, which the index refuses, for what is no power of two. */
-static uint64_t step_of(uint64_t align) {
+static uint64_t align_granules(uint64_t align) {
     if (align & (align - 1)) return 0;
     return align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
 }
 
-static inline int try(struct arena *a, uint64_t bytes, uint64_t align, bool heap, struct arena_block *out) {
+static inline int alloc_committed(struct arena *a, uint64_t bytes, uint64_t align, bool adapter,
+                                  struct arena_block *out) {
     struct freelist_block b;
-    uint64_t want = granules_of(bytes), step = step_of(align);
-    lock_take(&a->lock);
+    uint64_t want = granules_of(bytes), step = align_granules(align);
+    mutex_lock(&a->lock);
     int rc = a->refuse;
     if (rc == 0) rc = freelist_alloc(&a->index, want, step, FREELIST_COMMITTED_ONLY, &b);
     if (rc) {
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         return rc;
     }
-    uint64_t virgin = a->virgin;
+    uint64_t never_used_from = a->never_used_from;
     note_use(a, &b);
-    a->heap_blocks += heap;
-    lock_drop(&a->lock);
+    a->adapter_blocks += adapter;
+    mutex_unlock(&a->lock);
     describe(a, &b, out);
-    out->dirty = dirty_part(a, virgin, &b);
+    out->dirty = dirty_part(a, never_used_from, &b);
     return 0;
 }
 
-int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
-    return try(a, bytes, align, false, out);
+int arena_alloc_committed(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out) {
+    return alloc_committed(a, bytes, align, false, out);
 }
 
-int arena_try_heap(arena *a, uint64_t bytes, struct arena_block *out) {
-    return try(a, bytes, FREELIST_GRANULE, true, out);
+int arena_alloc_committed_adapter(arena *a, uint64_t bytes, struct arena_block *out) {
+    return alloc_committed(a, bytes, FREELIST_GRANULE, true, out);
 }
 
 static void pending_begin(struct arena *a, struct arena_pending *p) {
@@ -271,10 +275,10 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
     uint64_t newly = 0, granules = granules_of(end - start);
     uint64_t lacking = bytes_of(granules - freelist_committed_in(&a->index, granules_of(start), granules));
     pending_begin(a, &pending);
-    lock_drop(&a->lock);
-    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads, how->tick,
-                                how->arg, &newly, error);
-    lock_take(&a->lock);
+    mutex_unlock(&a->lock);
+    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads,
+                                how->progress, how->arg, &newly, error);
+    mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &pending);
     *was = newly == end - start ? ABSENT : newly == lacking ? AS_KNOWN : STALE;
     if (rc == 0) freelist_commit(&a->index, pending.first, pending.count, b->handle);
@@ -288,11 +292,11 @@ static int commit_block(struct arena *a, const struct freelist_block *b, uint64_
 static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigned flags,
                         const struct commit_control *how, struct freelist_block *b, uint64_t *dirty,
                         struct arena_error *error) {
-    uint64_t want = granules_of(bytes), step = step_of(align);
+    uint64_t want = granules_of(bytes), step = align_granules(align);
     struct freelist *f = &a->index;
     for (;;) {
-        lock_take(&a->lock);
-        uint64_t virgin = a->virgin;
+        mutex_lock(&a->lock);
+        uint64_t never_used_from = a->never_used_from;
         int rc = a->refuse;
         if (rc == 0)
             rc = flags & HOLD ? freelist_hold(f, want, b)
@@ -300,7 +304,7 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
         if (rc == 0) {
             if (b->size == 0) return 0;
             if (!(flags & HOLD)) note_use(a, b);
-            *dirty = dirty_part(a, virgin, b);
+            *dirty = dirty_part(a, never_used_from, b);
             if (b->committed) return 0;
             uint64_t offset = b->offset, size = b->size, before = *dirty;
             enum was was;
@@ -323,7 +327,7 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
                           bytes_of(flags & ARENA_NO_GROW ? s.largest_committed : s.largest_free));
             error->committed = bytes_of(s.committed);
         }
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         if (rc == -EAGAIN || rc == -ENODATA)
             rc = arena_index_extend(a, rc, b, how, error);
         else if (rc != -ENOSPC)
@@ -332,17 +336,17 @@ static int alloc_locked(struct arena *a, uint64_t bytes, uint64_t align, unsigne
     }
 }
 
-int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_tick tick, void *arg,
+int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_progress progress, void *arg,
                 struct arena_block *out, struct arena_error *error) {
     struct freelist_block b;
-    struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
+    struct commit_control how = {.threads = 0, .progress = progress, .arg = arg};
     uint64_t dirty;
-    if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW | ARENA_HEAP))
+    if (flags & ~(unsigned)(ARENA_ZERO | ARENA_NO_GROW | ARENA_ADAPTER))
         return arena_explain(error, -EINVAL, "flags", flags, UINT64_MAX);
     int rc = alloc_locked(a, bytes, align, flags, &how, &b, &dirty, error);
     if (rc) return rc;
-    a->heap_blocks += (flags & ARENA_HEAP) != 0;
-    lock_drop(&a->lock);
+    a->adapter_blocks += (flags & ARENA_ADAPTER) != 0;
+    mutex_unlock(&a->lock);
     describe(a, &b, out);
     out->dirty = dirty;
     if (flags & ARENA_ZERO) {
@@ -352,24 +356,24 @@ int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_
     return 0;
 }
 
-int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, void *arg, struct arena_block *out,
+int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progress, void *arg, struct arena_block *out,
                  struct arena_error *error) {
     struct freelist *f = &a->index;
     struct freelist_block b, old;
-    struct commit_control how = {.threads = 0, .tick = tick, .arg = arg};
+    struct commit_control how = {.threads = 0, .progress = progress, .arg = arg};
     for (;;) {
-        lock_take(&a->lock);
+        mutex_lock(&a->lock);
         int rc = freelist_get(f, handle, &old);
         /* In a fork's child the memory behind the block is the parent's to give out, or there is none. */
         if (rc == 0 && granules_of(bytes) > old.size)
-            rc = a->borrowed ? -EXDEV : a->reservation.dropped ? -ENOTCONN : 0;
+            rc = a->owned_by_parent ? -EXDEV : a->reservation.dropped ? -ENOTCONN : 0;
         if (rc == 0) rc = freelist_resize(f, handle, granules_of(bytes), 0, &b);
         if (rc == 0) {
-            uint64_t virgin = a->virgin;
+            uint64_t never_used_from = a->never_used_from;
             enum was was = AS_KNOWN;
             note_use(a, &b);
             if (!b.committed && (rc = commit_block(a, &b, old.size, &how, &was, error)) != 0) {
-                undo_use(a, b.offset, b.size, dirty_part(a, virgin, &b));
+                undo_use(a, b.offset, b.size, dirty_part(a, never_used_from, &b));
                 if (freelist_get(f, handle, &b) == 0 && b.size == granules_of(bytes))
                     (void)freelist_resize(f, handle, old.size, 0, &b);
             } else if (freelist_get(f, handle, &b) != 0 || b.size != granules_of(bytes)) { /* by another, meanwhile */
@@ -377,10 +381,10 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
             }
             arena_unlock(a);
             describe(a, &b, out);
-            if (was != STALE) out->dirty = dirty_part(a, virgin, &b);
+            if (was != STALE) out->dirty = dirty_part(a, never_used_from, &b);
             return rc;
         }
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         if (rc != -EAGAIN && rc != -ENODATA) return arena_explain(error, rc, "resize", bytes, UINT64_MAX);
         rc = arena_index_extend(a, rc, &b, &how, error);
         if (rc) return rc;
@@ -389,31 +393,32 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
 
 /* --- warm --------------------------------------------------------------------------------------------------------------- */
 
-int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error) {
+int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progress, void *arg,
+               struct arena_error *error) {
     struct freelist_block b;
-    struct commit_control how = {.threads = threads, .tick = tick, .arg = arg};
+    struct commit_control how = {.threads = threads, .progress = progress, .arg = arg};
     struct arena_pending here = {0}; /* keeps close() out */
     uint64_t unused, size = bytes_of(a->index.layout.granules);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     int rc = a->refuse;
-    uint64_t before = bytes_of(a->index.free_committed), floor = a->floor;
+    uint64_t before = bytes_of(a->index.free_committed), warmed = a->warmed;
     if (rc == 0) pending_begin(a, &here);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (rc) return arena_explain(error, rc, "warm", bytes, UINT64_MAX);
-    rc = reservation_repopulate(&a->reservation, 0, size, threads, tick, arg, error);
-    lock_take(&a->lock);
+    rc = reservation_repopulate(&a->reservation, 0, size, threads, progress, arg, error);
+    mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &here);
     arena_unlock(a);
     if (rc == 0) rc = alloc_locked(a, bytes, FREELIST_GRANULE, HOLD, &how, &b, &unused, error);
     if (rc) return rc;
     if (b.size) (void)freelist_free(&a->index, b.handle);
-    if (bytes > a->floor) a->floor = bytes;
-    lock_drop(&a->lock);
+    if (bytes > a->warmed) a->warmed = bytes;
+    mutex_unlock(&a->lock);
     rc = arena_index_warm(a, bytes / OS_PAGE + 4, &how);
     if (rc == 0) return 0;
-    lock_take(&a->lock);
-    if (a->floor == bytes) a->floor = floor;
-    lock_drop(&a->lock);
+    mutex_lock(&a->lock);
+    if (a->warmed == bytes) a->warmed = warmed;
+    mutex_unlock(&a->lock);
     (void)arena_release_free(a, before, &unused, NULL);
     return arena_explain(error, rc, "populating the index", bytes, UINT64_MAX);
 }
@@ -428,9 +433,9 @@ int arena_find_locked(struct arena *a, const void *address, struct freelist_bloc
 
 int arena_find(arena *a, const void *address, struct arena_block *out) {
     struct freelist_block b;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     int rc = arena_find_locked(a, address, &b);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (rc == 0) describe(a, &b, out);
     return rc;
 }
@@ -438,9 +443,9 @@ int arena_find(arena *a, const void *address, struct arena_block *out) {
 size_t arena_blocks(arena *a, uint64_t *cursor, struct arena_block *out, size_t max) {
     struct freelist_block b[256];
     if (max > sizeof b / sizeof *b) max = sizeof b / sizeof *b;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     size_t n = freelist_scan(&a->index, cursor, b, max);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     for (size_t i = 0; i < n; i++) describe(a, &b[i], &out[i]);
     return n;
 }
@@ -448,7 +453,7 @@ size_t arena_blocks(arena *a, uint64_t *cursor, struct arena_block *out, size_t 
 void arena_get(arena *a, struct arena_stats *out) {
     struct freelist_stats s;
     struct reservation_stats r = {0};
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     freelist_stats(&a->index, &s);
     if (!a->unmapped) reservation_get(&a->reservation, &r);
     *out = (struct arena_stats){.reserved = r.size,
@@ -465,7 +470,7 @@ void arena_get(arena *a, struct arena_stats *out) {
                                 .largest_free = bytes_of(s.largest_free),
                                 .free = bytes_of(s.free),
                                 .overflows = a->overflows};
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
 }
 
 void *arena_address(arena *a) { return a->base; }

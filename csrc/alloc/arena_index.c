@@ -4,6 +4,7 @@
 
 #include "alloc/arena_internal.h"
 #include "sys/bitmap.h"
+#include "sys/thread.h"
 
 #define NODES_FIRST 2048u  /* 64 KiB */
 #define LEAVES_FIRST 128u  /* 32 KiB */
@@ -11,7 +12,7 @@
 #define LEAVES_AT_ONCE 256u
 #define NODES_A_TICK (1u << 18)   /* 8 MiB: 2 ms */
 #define UNIT ((uint64_t)64 << 20) /* the index is populated for so much memory at a time */
-#define TICK_NS 10000000u
+#define PROGRESS_NS 10000000u
 
 static int touch_units(struct arena *a, uint64_t first, uint64_t last, const struct commit_control *how) {
     const struct freelist_layout *layout = &a->index.layout;
@@ -25,8 +26,8 @@ static int touch_units(struct arena *a, uint64_t first, uint64_t last, const str
         int rc = table_populate(&a->map, part[0].offset, part[0].bytes);
         if (rc == 0) rc = table_populate(&a->side, part[1].offset, part[1].bytes);
         if (rc == 0) rc = table_populate(&a->chunks, part[2].offset, part[2].bytes);
-        if (rc == 0 && how->tick && os_now_ns() - asked > TICK_NS) {
-            rc = how->tick(how->arg, 0, 0);
+        if (rc == 0 && how->progress && os_now_ns() - asked > PROGRESS_NS) {
+            rc = how->progress(how->arg, 0, 0);
             asked = os_now_ns();
         }
         if (rc) return rc;
@@ -40,29 +41,29 @@ static int touch_index(struct arena *a, const struct freelist_block *b, const st
                        struct arena_error *error) {
     uint64_t first = bytes_of(b->offset) >> a->chunk_shift;
     uint64_t last = (bytes_of(b->offset + b->size) >> a->chunk_shift) + 1;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     uint64_t lacking = bytes_of(b->size - freelist_committed_in(&a->index, b->offset, b->size));
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     int rc = a->read_only_populate ? 0 : reservation_preflight(&a->reservation, bytes_of(b->offset), lacking, error);
     if (rc) return rc;
     rc = touch_units(a, first, last, how);
     if (rc) return arena_explain(error, rc, "populating the index", bytes_of(b->size), UINT64_MAX);
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     uint64_t units = ((a->index.layout.granules >> a->index.layout.chunk_shift) >> a->unit_shift) + 2;
     uint64_t end = (last >> a->unit_shift) + 1;
-    (void)bit_fill(a->touched, first >> a->unit_shift, end < units ? end : units, true);
-    lock_drop(&a->lock);
+    (void)bit_fill(a->index_ready, first >> a->unit_shift, end < units ? end : units, true);
+    mutex_unlock(&a->lock);
     return 0;
 }
 
 static int grow_index(struct arena *a, uint64_t nodes, uint64_t leaves) {
     struct freelist *f = &a->index;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     uint32_t had_nodes = f->nodes_ready, had_leaves = f->leaves_ready;
     bool enough = f->nodes_free >= nodes && f->leaves_free >= leaves; /* others have been here, or have freed */
     nodes = f->nodes_free < nodes ? had_nodes + (nodes - f->nodes_free) + NODES_AT_ONCE : had_nodes;
     leaves = f->leaves_free < leaves ? had_leaves + (leaves - f->leaves_free) + LEAVES_AT_ONCE : had_leaves;
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     if (nodes > f->layout.max_nodes) nodes = f->layout.max_nodes;
     if (leaves > f->layout.max_leaves) leaves = f->layout.max_leaves;
     if (nodes <= had_nodes && leaves <= had_leaves) return enough ? 0 : -ENOMEM;
@@ -72,11 +73,11 @@ static int grow_index(struct arena *a, uint64_t nodes, uint64_t leaves) {
         rc = table_populate(&a->leaves, had_leaves * sizeof(struct freelist_leaf),
                             (leaves - had_leaves) * sizeof(struct freelist_leaf));
     if (rc) return rc;
-    lock_take(&a->lock);
+    mutex_lock(&a->lock);
     if (nodes > f->nodes_ready || leaves > f->leaves_ready)
         freelist_ready(f, nodes > f->nodes_ready ? (uint32_t)nodes : f->nodes_ready,
                        leaves > f->leaves_ready ? (uint32_t)leaves : f->leaves_ready);
-    lock_drop(&a->lock);
+    mutex_unlock(&a->lock);
     return 0;
 }
 
@@ -111,8 +112,8 @@ int arena_index_create(struct arena *a, uint64_t size, struct arena_error *error
     if (rc) return arena_explain(error, rc, "index", size, UINT64_MAX);
     a->unit_shift = (uint64_t)1 << a->chunk_shift < UNIT ? (unsigned)__builtin_ctzll(UNIT) - a->chunk_shift : 0;
     uint64_t units = ((size >> a->chunk_shift) >> a->unit_shift) + 2;
-    a->touched = calloc((size_t)(units / 64 + 1), sizeof *a->touched);
-    rc = a->touched ? reserve_tables(a, layout) : -ENOMEM;
+    a->index_ready = calloc((size_t)(units / 64 + 1), sizeof *a->index_ready);
+    rc = a->index_ready ? reserve_tables(a, layout) : -ENOMEM;
     if (rc) return arena_explain(error, rc, "mmap of the index", size, UINT64_MAX);
     uint32_t nodes = NODES_FIRST < layout->max_nodes ? NODES_FIRST : layout->max_nodes;
     uint32_t leaves = LEAVES_FIRST < layout->max_leaves ? LEAVES_FIRST : layout->max_leaves;
@@ -127,9 +128,9 @@ int arena_index_create(struct arena *a, uint64_t size, struct arena_error *error
     /* Arenas number their blocks far from each other, so that each knows the others' handles for foreign. */
     uint32_t serial = (uint32_t)(os_now_ns() ^ (uintptr_t)a) * 2654435769u;
     freelist_init(&a->index, &plan, &tables, nodes, leaves, serial);
-    a->index.touched = a->touched;
-    a->index.touched_shift = a->unit_shift;
-    (void)bit_fill(a->touched, 0, (1u >> a->unit_shift) + 1, true);
+    a->index.index_ready = a->index_ready;
+    a->index.index_ready_shift = a->unit_shift;
+    (void)bit_fill(a->index_ready, 0, (1u >> a->unit_shift) + 1, true);
     return 0;
 }
 
@@ -139,27 +140,27 @@ void arena_index_free(struct arena *a) {
     table_unmap(&a->map);
     table_unmap(&a->side);
     table_unmap(&a->chunks);
-    free(a->touched);
-    a->touched = NULL;
+    free(a->index_ready);
+    a->index_ready = NULL;
 }
 
-size_t arena_index_ranges(struct arena *a, struct fork_range *out) {
+size_t arena_index_ranges(struct arena *a, struct registry_range *out) {
     const struct table *all[] = {&a->nodes, &a->leaves, &a->map, &a->side, &a->chunks};
     size_t n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if (all[i]->base) out[n++] = (struct fork_range){all[i]->base, all[i]->bytes};
+        if (all[i]->base) out[n++] = (struct registry_range){all[i]->base, all[i]->bytes};
     return n;
 }
 
 int arena_index_warm(struct arena *a, uint64_t blocks, const struct commit_control *how) {
     for (;;) {
-        lock_take(&a->lock);
+        mutex_lock(&a->lock);
         uint64_t at_hand = a->index.nodes_free;
         bool all = a->index.nodes_ready == a->index.layout.max_nodes;
-        lock_drop(&a->lock);
+        mutex_unlock(&a->lock);
         if (at_hand >= blocks || all) return 0;
         int rc = grow_index(a, blocks - at_hand < NODES_A_TICK ? blocks : at_hand + NODES_A_TICK, 1);
-        if (rc == 0 && how->tick) rc = how->tick(how->arg, 0, 0);
+        if (rc == 0 && how->progress) rc = how->progress(how->arg, 0, 0);
         if (rc) return rc;
     }
 }

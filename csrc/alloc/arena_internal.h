@@ -5,7 +5,7 @@
 #include "alloc/freelist.h"
 #include "memory/reservation.h"
 #include "memory/table.h"
-#include "sys/lock.h"
+#include "sys/mutex.h"
 
 /* A block whose chunks are being committed: in the child of a fork nobody is left to finish it. */
 struct arena_pending {
@@ -17,22 +17,22 @@ struct arena_pending {
 };
 
 struct arena {
-    struct lock lock;
+    struct mutex lock;
     int refuse;        /* 0, or why no block is given out: -ESHUTDOWN, -ENOTCONN */
     unsigned chunk_shift; /* bytes */
     uint64_t peak_live;   /* granules */
-    uint64_t virgin;      /* granules: nothing from here on was ever handed out since it was committed */
-    uint64_t low;         /* granules: the least that was free and committed since `window` began */
-    uint64_t retain, floor; /* bytes to keep: the user's, and what was warmed */
+    uint64_t never_used_from;      /* granules: nothing from here on was ever handed out since it was committed */
+    uint64_t low_water;       /* granules: the least that was free and committed since `window` began */
+    uint64_t retain, warmed; /* bytes to keep: the user's, and what was warmed */
     struct freelist index;
 
     uint64_t epoch;       /* atomic: moves at a reset */
-    uint64_t heap_blocks; /* live blocks that are known by their address only (heap.h) */
-    uint64_t overflows;   /* of its heaps */
-    int last_rc;          /* why a heap could not be served, last; 0: never */
+    uint64_t adapter_blocks; /* live blocks that are known by their address only (malloc_adapter.h) */
+    uint64_t overflows;   /* of its adapters */
+    int last_rc;          /* why an adapter could not be served, last; 0: never */
     struct arena_error last_error;
     uint64_t pins;        /* objects that may still point at blocks which are freed: the mapping stays for them */
-    uint64_t due;         /* bytes, for decay */
+    uint64_t purgeable;       /* bytes, for decay */
     uint64_t window_end;  /* ns */
     uint64_t decay_ns;
     uint64_t (*now_ns)(void *);
@@ -40,20 +40,20 @@ struct arena {
     bool read_only_populate;
     bool unmapped;  /* or about to be */
     bool destroyed; /* or about to be: in the child of a fork nobody else is left to do it */
-    bool borrowed; /* in a fork's child: the memory is shared with the parent, who alone gives it out or back */
+    bool owned_by_parent; /* in a fork's child: the memory is shared with the parent, who alone gives it out or back */
     struct arena_pending *pending;
     struct table nodes, leaves, map, side, chunks;
-    uint64_t *touched; /* a bit for 2^unit_shift chunks: their part of map, side and chunks is populated */
+    uint64_t *index_ready; /* a bit for 2^unit_shift chunks: their part of map, side and chunks is populated */
     unsigned unit_shift;
     char *base;
     struct reservation reservation;
-    struct fork_watch watch;
+    struct registry_entry entry;
 };
 
 /* How a commit goes, and whom it asks whether to go on. */
 struct commit_control {
     unsigned threads;
-    arena_tick tick;
+    arena_progress progress;
     void *arg;
 };
 
@@ -68,18 +68,18 @@ static inline uint64_t granules_of(uint64_t bytes) {
 }
 
 /* Drops the lock. Where nobody is left who could use the memory of a closed arena, it is unmapped: this is the one place where
- * that happens. It takes long, so a caller who holds the GIL asks arena_give for `due` instead, and lets go of it. */
+ * that happens. It takes long, so a caller who holds the GIL asks arena_free_deferred for `due` instead, and lets go of it. */
 void arena_unlock(struct arena *a);
 /* Under the lock: the block that begins there, or -ENOENT. */
 int arena_find_locked(struct arena *a, const void *address, struct freelist_block *out);
 /* arena_trim, but what was warmed stays so. */
 int arena_release_free(struct arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error);
 
-/* For heap.c: blocks without a handle, which reset has to leave alone. A flag of arena_alloc, beside ARENA_ZERO; and
- * arena_give for the block of this handle or, with 0, at this address. -ENODEV: the arena's memory is gone. */
-#define ARENA_HEAP 0x40000000u
-int arena_try_heap(struct arena *a, uint64_t bytes, struct arena_block *out);
-int arena_give_heap(struct arena *a, const void *address, uint64_t handle, bool *due);
+/* For malloc_adapter.c: blocks without a handle, which reset has to leave alone. A flag of arena_alloc, beside ARENA_ZERO; and
+ * arena_free_deferred for the block of this handle or, with 0, at this address. -ENODEV: the arena's memory is gone. */
+#define ARENA_ADAPTER 0x40000000u
+int arena_alloc_committed_adapter(struct arena *a, uint64_t bytes, struct arena_block *out);
+int arena_free_by_address(struct arena *a, const void *address, uint64_t handle, bool *due);
 
 /* The index's memory (arena_index.c). To be called outside the lock. arena_index_free also undoes half of a create. */
 int arena_index_create(struct arena *a, uint64_t size, struct arena_error *error);
@@ -89,14 +89,14 @@ int arena_index_extend(struct arena *a, int lacks, const struct freelist_block *
 /* Nodes for so many blocks more, and a leaf. */
 int arena_index_warm(struct arena *a, uint64_t blocks, const struct commit_control *how);
 void arena_index_free(struct arena *a);
-/* Its mappings, for forks.h. */
-size_t arena_index_ranges(struct arena *a, struct fork_range *out);
+/* Its mappings, for registry.h. */
+size_t arena_index_ranges(struct arena *a, struct registry_range *out);
 
 /* Where the arena's epoch is, which moves at each reset. */
 uint64_t *arena_epoch(arena *a);
 
-/* As arena_give, for a block whose object lives on: the mapping waits for arena_unpin, which answers as *due does. */
-int arena_give_pinned(arena *a, uint64_t handle, bool *due);
+/* As arena_free_deferred, for a block whose object lives on: the mapping waits for arena_unpin, which answers as *due does. */
+int arena_free_deferred_pinned(arena *a, uint64_t handle, bool *due);
 bool arena_unpin(arena *a);
 /* Frees every block; one pin for each. */
 int arena_reset_pinned(arena *a);

@@ -129,15 +129,15 @@ static inline void map_remove(struct freelist *f, uint64_t offset) {
 static inline void bins_remove(struct freelist *f, uint32_t id) {
     struct freelist_node *n = node_at(f, id);
     struct shape s = shape_of(f, n);
-    if (s.state != FULL) bin_remove(f, &f->total, id, size_of(n));
-    if (s.state != BARE) bin_remove(f, &f->committed, id, longest(&s));
+    if (s.state != COMMITTED) bin_remove(f, &f->total, id, size_of(n));
+    if (s.state != UNCOMMITTED) bin_remove(f, &f->committed, id, longest(&s));
 }
 
 static inline void bins_add(struct freelist *f, uint32_t id, uint64_t offset, uint64_t size, const struct shape *s) {
     struct freelist_node *n = node_at(f, id);
     n->offset = offset;
     set_size(n, size, s->state);
-    if (s->state == MIXED) {
+    if (s->state == PARTLY_COMMITTED) {
         struct freelist_side *side = side_of(f, offset);
         side->head = s->head;
         side->tail = s->tail;
@@ -145,28 +145,28 @@ static inline void bins_add(struct freelist *f, uint32_t id, uint64_t offset, ui
         side->inner_at = s->inner_at;
         side->inner_runs = s->inner_runs;
     }
-    if (s->state != FULL) bin_add(f, &f->total, id, size);
-    if (s->state != BARE) bin_add(f, &f->committed, id, longest(s));
+    if (s->state != COMMITTED) bin_add(f, &f->total, id, size);
+    if (s->state != UNCOMMITTED) bin_add(f, &f->committed, id, longest(s));
 }
 
 /* A free range becomes another. Where its bins stay the same it stays in them. */
 static __attribute__((noinline)) void range_change(struct freelist *f, uint32_t id, uint64_t offset, uint64_t size,
                                                    const struct shape *s) {
     struct freelist_node *n = node_at(f, id);
-    enum state was = state_of(n);
-    if (was == FULL && s->state == FULL && same_class(size_of(n), size)) {
+    enum state before = state_of(n);
+    if (before == COMMITTED && s->state == COMMITTED && same_class(size_of(n), size)) {
         n->offset = offset;
-        set_size(n, size, FULL);
+        set_size(n, size, COMMITTED);
         return;
     }
-    if (was == MIXED && s->state == MIXED && same_class(size_of(n), size)) {
+    if (before == PARTLY_COMMITTED && s->state == PARTLY_COMMITTED && same_class(size_of(n), size)) {
         struct freelist_side *from = side_of(f, n->offset), *to = side_of(f, offset);
         struct shape old = shape_of(f, n);
         if (same_class(longest(&old), longest(s))) {
             /* Links name nodes and not records, so a record may move. */
             *to = (struct freelist_side){s->head, s->tail, s->inner, s->inner_at, s->inner_runs, from->link};
             n->offset = offset;
-            set_size(n, size, MIXED);
+            set_size(n, size, PARTLY_COMMITTED);
             return;
         }
     }
@@ -178,11 +178,11 @@ static __attribute__((noinline)) void range_change(struct freelist *f, uint32_t 
 static inline void move_ends(struct freelist *f, uint32_t id, uint64_t offset, uint64_t size) {
     struct freelist_node *n = node_at(f, id);
     uint64_t had = size_of(n), low = n->offset - offset; /* how much more there is at the low end, modulo 2^64 */
-    if (state_of(n) == FULL) {
+    if (state_of(n) == COMMITTED) {
         bool stays = same_class(had, size);
         if (!stays) bin_remove(f, &f->committed, id, had);
         n->offset = offset;
-        set_size(n, size, FULL);
+        set_size(n, size, COMMITTED);
         if (!stays) bin_add(f, &f->committed, id, size);
         return;
     }
@@ -199,7 +199,7 @@ static inline void move_ends(struct freelist *f, uint32_t id, uint64_t offset, u
     to->head = head;
     to->tail = tail;
     n->offset = offset;
-    set_size(n, size, now ? MIXED : BARE);
+    set_size(n, size, now ? PARTLY_COMMITTED : UNCOMMITTED);
     if (!total_stays) bin_add(f, &f->total, id, size);
     if (!committed_stays && now) bin_add(f, &f->committed, id, now);
 }
@@ -220,7 +220,7 @@ static inline bool place(const struct freelist *f, uint32_t id, bool committed, 
                          uint64_t *at) {
     const struct freelist_node *n = node_at(f, id);
     uint64_t all = size_of(n);
-    if (state_of(n) == FULL || state_of(n) == BARE) return fits(n->offset, all, size, align, false, at);
+    if (state_of(n) == COMMITTED || state_of(n) == UNCOMMITTED) return fits(n->offset, all, size, align, false, at);
     const struct freelist_side *s = side_of(f, n->offset);
     if (!committed) return fits(n->offset, all, size, align, s->tail > s->head, at);
     return fits(n->offset, s->head, size, align, false, at) ||
@@ -287,7 +287,8 @@ static inline uint32_t carve(struct freelist *f, uint32_t id, uint64_t at, uint6
     struct freelist_node *n = node_at(f, id);
     uint64_t all = size_of(n);
     enum state state = state_of(n);
-    bool low = at == n->offset && size < all && (state == FULL || (state == MIXED && size <= side_of(f, at)->head));
+    bool low = at == n->offset && size < all &&
+               (state == COMMITTED || (state == PARTLY_COMMITTED && size <= side_of(f, at)->head));
     if (__builtin_expect(!low, 0)) return carve_slow(f, id, at, size);
     uint32_t taken = node_take(f);
     insert_between(f, n->prev, taken, id);
@@ -322,12 +323,12 @@ static inline void take(struct freelist *f, uint32_t id, uint64_t at, uint64_t s
     *out = (struct freelist_block){n->serial << 32 | id, at, size, committed};
 }
 
-/* The parked block again, under another number, if it is what is asked for. */
-static inline bool unpark(struct freelist *f, uint64_t size, uint64_t align, struct freelist_block *out) {
-    uint32_t id = f->parked;
+/* The block freed last again, under another number, if it is what is asked for. */
+static inline bool reuse_last_freed(struct freelist *f, uint64_t size, uint64_t align, struct freelist_block *out) {
+    uint32_t id = f->last_freed;
     struct freelist_node *n = node_at(f, id);
     if (size_of(n) != size || (n->offset & (align - 1))) return false;
-    f->parked = 0;
+    f->last_freed = 0;
     set_size(n, size, LIVE);
     n->serial = next_serial(f);
     f->live += size;
@@ -339,8 +340,8 @@ static inline bool unpark(struct freelist *f, uint64_t size, uint64_t align, str
 
 int freelist_alloc(struct freelist *f, uint64_t size, uint64_t align, unsigned flags, struct freelist_block *out) {
     if (__builtin_expect(align - 1 >= chunk_granules(f) || (align & (align - 1)) || size == 0, 0)) return -EINVAL;
-    if (f->parked) {
-        if (unpark(f, size, align, out)) return 0;
+    if (f->last_freed) {
+        if (reuse_last_freed(f, size, align, out)) return 0;
         freelist_settle(f);
     }
     if (__builtin_expect(size > f->layout.granules, 0)) return -ENOSPC;
@@ -352,7 +353,7 @@ int freelist_alloc(struct freelist *f, uint64_t size, uint64_t align, unsigned f
         if (flags & FREELIST_COMMITTED_ONLY) return -ENOSPC;
         id = search(f, &f->total, size, align, &at);
         if (!id) return -ENOSPC;
-        if (!touched_for(f, at, at + size)) {
+        if (!is_ready_for(f, at, at + size)) {
             *out = (struct freelist_block){.offset = at, .size = size};
             return -ENODATA;
         }
@@ -373,7 +374,7 @@ int freelist_hold(struct freelist *f, uint64_t size, struct freelist_block *out)
     if (f->nodes_free < 3 || (f->leaves_free < 1 && f->leaves_ready < f->layout.max_leaves)) return -EAGAIN;
     uint32_t id = search(f, &f->total, size, 1, &at);
     if (!id) return -ENOSPC;
-    if (!touched_for(f, at, at + size)) {
+    if (!is_ready_for(f, at, at + size)) {
         *out = (struct freelist_block){.offset = at, .size = size};
         return -ENODATA;
     }
@@ -406,17 +407,17 @@ static __attribute__((noinline)) void join(struct freelist *f, uint32_t id, cons
         const struct freelist_node *other = node_at(f, side ? next : prev);
         struct shape o = shape_of(f, other), a = side ? s : o, b = side ? o : s;
         uint64_t middle = a.tail + b.head;
-        struct shape sum = {MIXED, a.head, b.tail, a.inner, a.inner_at, a.inner_runs + b.inner_runs};
+        struct shape sum = {PARTLY_COMMITTED, a.head, b.tail, a.inner, a.inner_at, a.inner_runs + b.inner_runs};
         uint64_t boundary = side ? offset + size : offset;
         if (b.inner > sum.inner) sum.inner = b.inner, sum.inner_at = b.inner_at;
-        if (a.state == FULL) sum.head = middle;
-        if (b.state == FULL) sum.tail = middle;
-        if (a.state == FULL && b.state == FULL) sum.state = FULL;
-        if (a.state != FULL && b.state != FULL && middle) {
+        if (a.state == COMMITTED) sum.head = middle;
+        if (b.state == COMMITTED) sum.tail = middle;
+        if (a.state == COMMITTED && b.state == COMMITTED) sum.state = COMMITTED;
+        if (a.state != COMMITTED && b.state != COMMITTED && middle) {
             sum.inner_runs++;
             if (middle > sum.inner) sum.inner = middle, sum.inner_at = boundary - a.tail;
         }
-        if (sum.state == MIXED && !longest(&sum)) sum.state = BARE;
+        if (sum.state == PARTLY_COMMITTED && !longest(&sum)) sum.state = UNCOMMITTED;
         s = sum;
         if (side) {
             size += size_of(other);
@@ -434,23 +435,23 @@ static __attribute__((noinline)) void join(struct freelist *f, uint32_t id, cons
 }
 
 void freelist_settle(struct freelist *f) {
-    uint32_t id = f->parked;
+    uint32_t id = f->last_freed;
     if (!id) return;
-    f->parked = 0;
+    f->last_freed = 0;
     struct freelist_node *n = node_at(f, id);
     uint64_t size = size_of(n);
     map_remove(f, n->offset);
     uint32_t prev = n->prev, next = n->next;
     enum state left = prev ? state_of(node_at(f, prev)) : LIVE, right = next ? state_of(node_at(f, next)) : LIVE;
-    if ((right == FULL || right == MIXED) && left < FULL) {
+    if ((right == COMMITTED || right == PARTLY_COMMITTED) && left < COMMITTED) {
         uint64_t offset = n->offset, all = size + size_of(node_at(f, next));
         unlink_node(f, id);
         move_ends(f, next, offset, all);
-    } else if ((left == FULL || left == MIXED) && right < FULL) {
+    } else if ((left == COMMITTED || left == PARTLY_COMMITTED) && right < COMMITTED) {
         unlink_node(f, id);
         move_ends(f, prev, node_at(f, prev)->offset, size_of(node_at(f, prev)) + size);
     } else {
-        struct shape s = {FULL, size, size, 0, 0, 0};
+        struct shape s = {COMMITTED, size, size, 0, 0, 0};
         join(f, id, &s);
     }
 }
@@ -465,7 +466,7 @@ static inline uint32_t live_node(const struct freelist *f, uint64_t handle) {
 /* The same for a range of which only the bits say how it is committed. */
 static __attribute__((noinline)) void join_pending(struct freelist *f, uint32_t id) {
     struct freelist_node *n = node_at(f, id);
-    struct shape s = look(f, n->offset, size_of(n));
+    struct shape s = shape_measure(f, n->offset, size_of(n));
     f->free_committed += committed_in(f, n->offset, end_of(n));
     join(f, id, &s);
 }
@@ -484,8 +485,8 @@ int freelist_free(struct freelist *f, uint64_t handle) {
     }
     f->free_committed += size;
     freelist_settle(f);
-    set_size(n, size, PARKED);
-    f->parked = id;
+    set_size(n, size, LAST_FREED);
+    f->last_freed = id;
     return 0;
 }
 
@@ -497,10 +498,10 @@ int freelist_get(const struct freelist *f, uint64_t handle, struct freelist_bloc
 }
 
 int freelist_find(const struct freelist *f, uint64_t offset, struct freelist_block *out) {
-    if (offset >= f->layout.granules || !touched(f, chunk_below(f, offset), chunk_below(f, offset))) return -ENOENT;
+    if (offset >= f->layout.granules || !is_ready(f, chunk_below(f, offset), chunk_below(f, offset))) return -ENOENT;
     uint32_t id = f->table.map[offset / FREELIST_PAGE_GRANULES];
     if (id & LEAF_TAG) id = f->table.leaf[id & LEAF_INDEX].node[offset % FREELIST_PAGE_GRANULES];
-    if (!id || node_at(f, id)->offset != offset || id == f->parked) return -ENOENT;
+    if (!id || node_at(f, id)->offset != offset || id == f->last_freed) return -ENOENT;
     describe(f, id, out);
     return 0;
 }
@@ -531,7 +532,7 @@ int freelist_resize(struct freelist *f, uint64_t handle, uint64_t size, unsigned
         if (!next || !is_free(node_at(f, next)) || size_of(node_at(f, next)) < size - had) return -ENOSPC;
         uint64_t there = committed_in(f, n->offset + had, end);
         if (there < size - had && (flags & FREELIST_COMMITTED_ONLY)) return -ENOSPC;
-        if (!touched_for(f, n->offset, end)) {
+        if (!is_ready_for(f, n->offset, end)) {
             *out = (struct freelist_block){.offset = n->offset, .size = size};
             return -ENODATA;
         }
@@ -566,7 +567,7 @@ static uint64_t set_chunks(struct freelist *f, uint64_t first, uint64_t count, b
 
 static void refresh(struct freelist *f, uint32_t id) {
     struct freelist_node *n = node_at(f, id);
-    struct shape s = look(f, n->offset, size_of(n));
+    struct shape s = shape_measure(f, n->offset, size_of(n));
     range_change(f, id, n->offset, size_of(n), &s);
 }
 
@@ -613,7 +614,7 @@ static struct freelist_span longest_row(const struct freelist *f, const struct f
     struct shape s = shape_of(f, n);
     struct freelist_span best = {0, 0}, one;
     if (whole(f, n->offset, s.head, &one)) best = one;
-    if (s.state == MIXED && whole(f, end_of(n) - s.tail, s.tail, &one) && one.count > best.count) best = one;
+    if (s.state == PARTLY_COMMITTED && whole(f, end_of(n) - s.tail, s.tail, &one) && one.count > best.count) best = one;
     if (s.inner && whole(f, s.inner_at, s.inner, &one) && one.count > best.count) best = one;
     return best;
 }
@@ -647,13 +648,13 @@ static void one_range(struct freelist *f) {
     memset(&f->committed, 0, sizeof f->committed);
     memset(&f->total, 0, sizeof f->total);
     f->nodes_used = 1;
-    f->nodes_spare = f->picked = f->parked = 0;
+    f->nodes_spare = f->picked = f->last_freed = 0;
     f->nodes_free = f->nodes_ready - 1;
     f->live = f->blocks = 0;
     f->free_committed = f->committed_granules;
     uint32_t id = node_take(f);
     insert_between(f, 0, id, 0);
-    struct shape s = look(f, 0, f->layout.granules);
+    struct shape s = shape_measure(f, 0, f->layout.granules);
     bins_add(f, id, 0, f->layout.granules, &s);
 }
 

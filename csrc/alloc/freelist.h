@@ -10,7 +10,7 @@
  * looks at COMMITTED first, so memory that is there is preferred to memory that is not, and at TOTAL
  * afterwards, so that a range that is half committed can still be handed out whole.
  *
- * The block freed last is parked: a request for the same size finds it as it was, which makes last in, first out a matter of
+ * The block freed last is left as it is: a request for the same size finds it as it was, which makes last in, first out a matter of
  * a few stores. Anything else first joins it with its neighbours; nobody outside can tell that it had not been.
  *
  * Allocation looks at a few members of the bin the request falls in, then takes a bin whose every
@@ -98,10 +98,11 @@ struct freelist {
     uint32_t leaves_ready, leaves_used, leaves_spare;
     uint32_t nodes_free, leaves_free; /* what can be had without more `ready` */
     uint32_t serial, first;           /* first: the node at offset 0 */
-    uint32_t parked;                  /* the block freed last, or 0 */
+    uint32_t last_freed;                  /* the block freed last, or 0 */
     uint32_t picked;                  /* the range of the last freelist_pick, which its caller may want to undo */
-    const uint64_t *touched; /* a bit for 2^touched_shift chunks: freelist_touch was done for them; NULL: for all */
-    unsigned touched_shift;
+    const uint64_t
+        *index_ready; /* a bit for 2^index_ready_shift chunks: freelist_touch was done for them; NULL: for all */
+    unsigned index_ready_shift;
     uint64_t live, blocks, free_committed, committed_granules; /* granules */
 };
 
@@ -155,7 +156,7 @@ int freelist_hold(struct freelist *f, uint64_t size, struct freelist_block *out)
 
 /* -EINVAL: no live block has this handle. */
 int freelist_free(struct freelist *f, uint64_t handle);
-/* Joins the parked block with its neighbours, for those who look at the ranges. */
+/* Joins the block freed last with its neighbours, for those who look at the ranges. */
 void freelist_settle(struct freelist *f);
 int freelist_get(const struct freelist *f, uint64_t handle, struct freelist_block *out);
 

@@ -7,13 +7,13 @@
 #define NONE UINT32_MAX
 
 enum state {
-    SPARE,
+    UNUSED,
     LIVE,
     PENDING, /* live, and not all of it is committed yet */
-    PARKED,  /* freed last: joins its neighbours when something else than the same size is asked for */
-    FULL,    /* free and committed from end to end */
-    MIXED,   /* free and committed in part: has a side record */
-    BARE,    /* free and not committed at all */
+    LAST_FREED,  /* freed last: joins its neighbours when something else than the same size is asked for */
+    COMMITTED,    /* free and committed from end to end */
+    PARTLY_COMMITTED,   /* free and committed in part: has a side record */
+    UNCOMMITTED,    /* free and not committed at all */
 };
 #define STATE_SHIFT 61 /* a size has 41 bits */
 #define SIZE_MASK ((1ull << STATE_SHIFT) - 1)
@@ -21,7 +21,7 @@ enum state {
 static inline struct freelist_node *node_at(const struct freelist *f, uint32_t id) { return &f->table.node[id]; }
 static inline uint64_t size_of(const struct freelist_node *n) { return n->size & SIZE_MASK; }
 static inline enum state state_of(const struct freelist_node *n) { return (enum state)(n->size >> STATE_SHIFT); }
-static inline bool is_free(const struct freelist_node *n) { return state_of(n) >= FULL; }
+static inline bool is_free(const struct freelist_node *n) { return state_of(n) >= COMMITTED; }
 static inline uint64_t end_of(const struct freelist_node *n) { return n->offset + size_of(n); }
 static inline void set_size(struct freelist_node *n, uint64_t size, enum state state) {
     n->size = size | (uint64_t)state << STATE_SHIFT;
@@ -100,7 +100,7 @@ static inline uint32_t bin_find_down(const struct freelist_bins *b, uint32_t bel
 
 static inline struct freelist_link *link_of(struct freelist *f, const struct freelist_bins *b, uint32_t id) {
     struct freelist_node *n = node_at(f, id);
-    return b == &f->committed && state_of(n) == MIXED ? &side_of(f, n->offset)->link : &n->link;
+    return b == &f->committed && state_of(n) == PARTLY_COMMITTED ? &side_of(f, n->offset)->link : &n->link;
 }
 
 static inline void bin_add(struct freelist *f, struct freelist_bins *b, uint32_t id, uint64_t key) {
@@ -168,18 +168,18 @@ static inline uint64_t chunk_next(const struct freelist *f, uint64_t from, uint6
 }
 
 /* Whether the tables may be touched for these chunks. */
-static inline bool touched(const struct freelist *f, uint64_t first, uint64_t last) {
-    if (!f->touched) return true;
-    for (uint64_t u = first >> f->touched_shift; u <= last >> f->touched_shift; u++) {
-        if (!(f->touched[u / 64] >> (u % 64) & 1)) return false;
+static inline bool is_ready(const struct freelist *f, uint64_t first, uint64_t last) {
+    if (!f->index_ready) return true;
+    for (uint64_t u = first >> f->index_ready_shift; u <= last >> f->index_ready_shift; u++) {
+        if (!(f->index_ready[u / 64] >> (u % 64) & 1)) return false;
     }
     return true;
 }
 
 /* The same for a block: its chunks, and the one behind it, where the rest of the range may have its side record. */
-static inline bool touched_for(const struct freelist *f, uint64_t from, uint64_t end) {
+static inline bool is_ready_for(const struct freelist *f, uint64_t from, uint64_t end) {
     uint64_t last = chunk_above(f, end), chunks = chunk_count(f);
-    return touched(f, chunk_below(f, from), last < chunks ? last : chunks - 1);
+    return is_ready(f, chunk_below(f, from), last < chunks ? last : chunks - 1);
 }
 
 /* How many granules of [from, end) lie in committed chunks. */

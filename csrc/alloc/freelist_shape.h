@@ -19,22 +19,22 @@ static inline uint64_t longest(const struct shape *s) {
 static inline struct shape shape_of(const struct freelist *f, const struct freelist_node *n) {
     uint64_t size = size_of(n);
     switch (state_of(n)) {
-        case FULL: return (struct shape){FULL, size, size, 0, 0, 0};
-        case MIXED: {
+        case COMMITTED: return (struct shape){COMMITTED, size, size, 0, 0, 0};
+        case PARTLY_COMMITTED: {
             const struct freelist_side *s = side_of(f, n->offset);
-            return (struct shape){MIXED, s->head, s->tail, s->inner, s->inner_at, s->inner_runs};
+            return (struct shape){PARTLY_COMMITTED, s->head, s->tail, s->inner, s->inner_at, s->inner_runs};
         }
-        default: return (struct shape){BARE, 0, 0, 0, 0, 0};
+        default: return (struct shape){UNCOMMITTED, 0, 0, 0, 0, 0};
     }
 }
 
 /* By the bits: for ranges that no cheaper way is known of. */
-static inline struct shape look(const struct freelist *f, uint64_t offset, uint64_t size) {
+static inline struct shape shape_measure(const struct freelist *f, uint64_t offset, uint64_t size) {
     uint64_t end = offset + size, first = chunk_below(f, offset), last = chunk_above(f, end);
     unsigned shift = f->layout.chunk_shift;
-    struct shape s = {BARE, 0, 0, 0, 0, 0};
+    struct shape s = {UNCOMMITTED, 0, 0, 0, 0, 0};
     uint64_t at = chunk_next(f, first, last, false);
-    if (at == last) return (struct shape){FULL, size, size, 0, 0, 0};
+    if (at == last) return (struct shape){COMMITTED, size, size, 0, 0, 0};
     if (at > first) s.head = (at << shift) - offset;
     for (;;) {
         uint64_t start = chunk_next(f, at, last, true);
@@ -50,7 +50,7 @@ static inline struct shape look(const struct freelist *f, uint64_t offset, uint6
             s.inner_at = start << shift;
         }
     }
-    if (longest(&s)) s.state = MIXED;
+    if (longest(&s)) s.state = PARTLY_COMMITTED;
     return s;
 }
 
@@ -59,15 +59,15 @@ static inline void cut(const struct freelist *f, uint64_t offset, uint64_t all, 
                        uint64_t size, struct shape *left, struct shape *right) {
     uint64_t end = offset + all, left_size = at - offset, after = at + size, right_size = end - after;
     *left = *right = *s;
-    if (s->state == FULL || s->state == BARE) {
-        if (s->state == FULL) left->head = left->tail = left_size, right->head = right->tail = right_size;
+    if (s->state == COMMITTED || s->state == UNCOMMITTED) {
+        if (s->state == COMMITTED) left->head = left->tail = left_size, right->head = right->tail = right_size;
         return;
     }
     if (left_size + size <= s->head) {
-        *left = (struct shape){FULL, left_size, left_size, 0, 0, 0};
+        *left = (struct shape){COMMITTED, left_size, left_size, 0, 0, 0};
         right->head -= left_size + size;
     } else if (right_size + size <= s->tail) {
-        *right = (struct shape){FULL, right_size, right_size, 0, 0, 0};
+        *right = (struct shape){COMMITTED, right_size, right_size, 0, 0, 0};
         left->tail -= right_size + size;
     } else if (s->inner_runs == 1 && at >= s->inner_at && after <= s->inner_at + s->inner) {
         left->tail = at - s->inner_at;
@@ -76,12 +76,12 @@ static inline void cut(const struct freelist *f, uint64_t offset, uint64_t all, 
     } else if (s->inner_runs == 0 && left_size == 0 && right_size > s->tail) {
         right->head = 0; /* it ends between head and tail, where nothing is committed */
     } else {
-        if (left_size) *left = look(f, offset, left_size);
-        if (right_size) *right = look(f, after, right_size);
+        if (left_size) *left = shape_measure(f, offset, left_size);
+        if (right_size) *right = shape_measure(f, after, right_size);
         return;
     }
-    if (left->state == MIXED && !longest(left)) left->state = BARE;
-    if (right->state == MIXED && !longest(right)) right->state = BARE;
+    if (left->state == PARTLY_COMMITTED && !longest(left)) left->state = UNCOMMITTED;
+    if (right->state == PARTLY_COMMITTED && !longest(right)) right->state = UNCOMMITTED;
 }
 
 #endif

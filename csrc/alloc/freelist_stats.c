@@ -62,7 +62,7 @@ void freelist_stats(struct freelist *f, struct freelist_stats *out) {
     } while (0)
 
 static int check_range(const struct freelist *f, const struct freelist_node *n) {
-    struct shape has = shape_of(f, n), is = look(f, n->offset, size_of(n));
+    struct shape has = shape_of(f, n), is = shape_measure(f, n->offset, size_of(n));
     HOLDS(has.state == is.state && has.head == is.head && has.tail == is.tail);
     HOLDS(has.inner == is.inner && has.inner_runs == is.inner_runs);
     if (has.inner) {
@@ -79,8 +79,8 @@ static int check_block(const struct freelist *f, uint32_t id) {
     struct freelist_block found;
     HOLDS(n->serial && n->serial <= UINT32_MAX);
     HOLDS((committed_in(f, n->offset, end_of(n)) == size_of(n)) == (state_of(n) != PENDING));
-    HOLDS((id == f->parked) == (state_of(n) == PARKED));
-    if (id == f->parked)
+    HOLDS((id == f->last_freed) == (state_of(n) == LAST_FREED));
+    if (id == f->last_freed)
         HOLDS(freelist_find(f, n->offset, &found) == -ENOENT);
     else
         HOLDS(freelist_find(f, n->offset, &found) == 0 && found.handle == (n->serial << 32 | id));
@@ -96,7 +96,7 @@ static int check_map(const struct freelist *f, uint64_t *leaves) {
             blocks += !is_free(node_at(f, id));
         }
         uint64_t chunk = chunk_below(f, page * FREELIST_PAGE_GRANULES);
-        uint32_t entry = touched(f, chunk, chunk) ? f->table.map[page] : 0;
+        uint32_t entry = is_ready(f, chunk, chunk) ? f->table.map[page] : 0;
         HOLDS((entry != 0) == (blocks != 0));
         entries += entry != 0;
         if (!(entry & LEAF_TAG)) {
@@ -108,7 +108,7 @@ static int check_map(const struct freelist *f, uint64_t *leaves) {
         used++;
     }
     /* Nothing else is there; the map of a large arena is too large to look. */
-    if (pages <= 1u << 16 && !f->touched) {
+    if (pages <= 1u << 16 && !f->index_ready) {
         for (uint64_t page = 0; page < pages; page++) entries -= f->table.map[page] != 0;
         HOLDS(entries == 0);
     }
@@ -125,7 +125,7 @@ static int check_bins(struct freelist *f, const struct freelist_bins *b, uint64_
         for (uint32_t id = b->head[class]; id; id = link_of(f, b, id)->next) {
             const struct freelist_node *n = node_at(f, id);
             struct shape s = shape_of(f, n);
-            HOLDS(id < f->nodes_used && is_free(n) && s.state != (b == &f->total ? FULL : BARE));
+            HOLDS(id < f->nodes_used && is_free(n) && s.state != (b == &f->total ? COMMITTED : UNCOMMITTED));
             HOLDS(class_down(b == &f->total ? size_of(n) : longest(&s)) == class);
             HOLDS(link_of(f, b, id)->prev == before);
             before = id;
@@ -151,22 +151,22 @@ static int check_summary(const struct freelist *f) {
 
 int freelist_check(const struct freelist *f) {
     struct freelist *g = (struct freelist *)f;
-    uint64_t at = 0, live = 0, blocks = 0, nodes = 0, free_committed = 0, full = 0, mixed = 0, bare = 0;
+    uint64_t at = 0, live = 0, blocks = 0, nodes = 0, free_committed = 0, committed = 0, partly = 0, uncommitted = 0;
     uint64_t members, leaves, spare = 0;
     uint32_t before = 0;
     int rc;
     for (uint32_t id = f->first; id; id = node_at(f, id)->next) {
         const struct freelist_node *n = node_at(f, id);
-        HOLDS(id < f->nodes_used && n->prev == before && n->offset == at && size_of(n) && state_of(n) != SPARE);
+        HOLDS(id < f->nodes_used && n->prev == before && n->offset == at && size_of(n) && state_of(n) != UNUSED);
         if (is_free(n)) {
             HOLDS(!before || !is_free(node_at(f, before)));
             free_committed += committed_in(f, n->offset, end_of(n));
-            full += state_of(n) == FULL;
-            mixed += state_of(n) == MIXED;
-            bare += state_of(n) == BARE;
+            committed += state_of(n) == COMMITTED;
+            partly += state_of(n) == PARTLY_COMMITTED;
+            uncommitted += state_of(n) == UNCOMMITTED;
             rc = check_range(f, n);
         } else {
-            if (id == f->parked)
+            if (id == f->last_freed)
                 free_committed += size_of(n);
             else
                 live += size_of(n), blocks++;
@@ -179,7 +179,7 @@ int freelist_check(const struct freelist *f) {
     }
     HOLDS(at == f->layout.granules && live == f->live && blocks == f->blocks && free_committed == f->free_committed);
     for (uint32_t id = f->nodes_spare; id; id = node_at(f, id)->next) {
-        HOLDS(state_of(node_at(f, id)) == SPARE);
+        HOLDS(state_of(node_at(f, id)) == UNUSED);
         HOLDS(++spare < f->nodes_used);
     }
     HOLDS(f->nodes_used <= f->nodes_ready && f->nodes_used == 1 + nodes + spare);
@@ -193,8 +193,8 @@ int freelist_check(const struct freelist *f) {
     HOLDS(f->leaves_used <= f->leaves_ready && f->leaves_used == 1 + leaves + spare);
     HOLDS(f->leaves_free == f->leaves_ready - f->leaves_used + spare);
     if ((rc = check_bins(g, &g->committed, &members))) return rc;
-    HOLDS(members == full + mixed);
+    HOLDS(members == committed + partly);
     if ((rc = check_bins(g, &g->total, &members))) return rc;
-    HOLDS(members == mixed + bare);
+    HOLDS(members == partly + uncommitted);
     return check_summary(f);
 }

@@ -19,7 +19,7 @@ typedef struct arena arena;
 
 /* Called between the steps of a commit by the thread that asked for it, and while it waits for another's, at least about
  * every 10 ms. Not 0 stops the commit with that -errno and rolls it back. May call back into the arena. */
-typedef int (*arena_tick)(void *arg, uint64_t done, uint64_t total);
+typedef int (*arena_progress)(void *arg, uint64_t done, uint64_t total);
 
 enum arena_pages { ARENA_PAGES_AUTO, ARENA_PAGES_4K, ARENA_PAGES_THP, ARENA_PAGES_HUGETLB };
 /* AUTO: SHARE for what is shared, DROP for private hugetlb pages, else COPY. */
@@ -54,8 +54,8 @@ struct reservation_config {
     enum arena_pages pages;
     uint64_t page_bytes; /* THP: 0 is 2 MiB. AUTO: the most; 0 is 2 MiB */
     enum arena_backing backing;
-    const char
-        *path; /* ARENA_BACKING_PATH: a directory (an unnamed file in it), a file, or none yet (made, and kept) */
+    /* ARENA_BACKING_PATH: a directory (an unnamed file in it), a file, or none yet (made, and kept). */
+    const char *path;
     int fd; /* ARENA_BACKING_FD: anything that mmap takes; duplicated */
     bool shared, readonly;
     bool bind; /* to NUMA node `node` */
@@ -97,23 +97,24 @@ int reservation_fd(reservation *r);
  * -ENOMEM: no memory. -ENOSPC: nothing left in the file system or hugetlb pool. -EFAULT: beyond the end of the file, or
  * nothing behind the page. -EHWPOISON. -EACCES: for writing, of a read-only reservation. -ENOMEM,
  * -EPERM of op "mlock": RLIMIT_MEMLOCK. -EOPNOTSUPP: holes in a file
- * system that cannot allocate. -EDEADLK: called from the tick of a commit of the same range, or of one whose
- * caller's tick waits for this thread's. What tick returned. -EINVAL: not in the reservation. -ENOTCONN: dropped at fork.
+ * system that cannot allocate. -EDEADLK: called from the progress call of a commit of the same range, or of one whose
+ * caller's progress call waits for this thread's. What progress returned. -EINVAL: not in the reservation. -ENOTCONN:
+ * dropped at fork.
  * -ESHUTDOWN: closed. */
-int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
-                       void *arg, uint64_t *newly, struct arena_error *error);
+int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads,
+                       arena_progress progress, void *arg, uint64_t *newly, struct arena_error *error);
 /* Gives [offset, offset + bytes), rounded inward to pages, back; the bytes of committed pages that the machine got by that
  * go to *freed. A file that was there before keeps what it has, and of it only a private mapping's copies are given back;
  * but for `discard`: then all of the range, committed or not, is punched out of it. When it fails, what was given back until
  * then is not committed any more. */
-int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool discard, uint64_t *freed, arena_tick tick,
-                        void *arg, struct arena_error *error);
+int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool discard, uint64_t *freed,
+                        arena_progress progress, void *arg, struct arena_error *error);
 /* Is all of it committed (for writing)? */
 bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, bool write);
 
 /* Is what is committed of the range still there? Populates it again for writing, or says why not. A diagnosis: the next
  * moment may be different. */
-int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_tick tick, void *arg,
+int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_progress progress, void *arg,
                        struct arena_error *error);
 /* Copies out of or into the range through the kernel (pread and pwrite for shared files, else process_vm_readv and
  * process_vm_writev): an error where a load or store would be a signal. -ENODATA: not all of it is committed (for writing,
@@ -126,8 +127,8 @@ int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t byt
 
 struct arena_config {
     struct reservation_config reservation;
-    uint64_t
-        chunk; /* unit of commit and release: a power of two from 4 KiB to 1 GiB; 0: 2 MiB, less for a small arena */
+    /* The unit of commit and release: a power of two from 4 KiB to 1 GiB; 0: 2 MiB, less for a small arena. */
+    uint64_t chunk;
     bool read_only_populate; /* commit for reading: the zero page until written */
     uint64_t retain; /* free committed bytes to keep; UINT64_MAX: all, until arena_trim */
     uint64_t decay_ns; /* what was free beyond `retain` for so long is released at the next free; 0: at once */
@@ -146,7 +147,7 @@ struct arena_block {
 struct arena_stats {
     uint64_t reserved, committed, live, free_committed, blocks, peak_committed, peak_live, commits, releases;
     uint64_t commit_ns, release_ns, largest_free, free;
-    uint64_t overflows; /* what its heaps (heap.h) took from malloc instead */
+    uint64_t overflows; /* what its heaps (malloc_adapter.h) took from malloc instead */
 };
 
 enum { ARENA_ZERO = 1, ARENA_NO_GROW = 2 };
@@ -163,30 +164,31 @@ int arena_destroy(arena *a);
 
 /* From committed memory only, with index work only: no system call, no fault. -ENOSPC or -EAGAIN: arena_alloc may do it.
  * -EINVAL: bytes is 0, or align no power of two up to the chunk. -ESHUTDOWN: closed. -ENOTCONN: dropped at fork. */
-int arena_try(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out);
+int arena_alloc_committed(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out);
 /* Commits what is missing. -ENOSPC: no free range that large (error->available: the largest). -ECANCELED: a fork's child lost
- * the block to the fork. Else as arena_try and reservation_commit, and the range is free again. */
-int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_tick tick, void *arg,
+ * the block to the fork. Else as arena_alloc_committed and reservation_commit, and the range is free again. */
+int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_progress progress, void *arg,
                 struct arena_block *out, struct arena_error *error);
 
-/* -EINVAL: no live block has this handle (freed before, or not of this arena). *due: arena_collect has something to give back:
+/* -EINVAL: no live block has this handle (freed before, or not of this arena). *due: arena_purge has something to give back:
  * free memory beyond what is to be retained, or the mapping of a closed arena. arena_free does both. */
-int arena_give(arena *a, uint64_t handle, bool *due);
-int arena_collect(arena *a);
+int arena_free_deferred(arena *a, uint64_t handle, bool *due);
+int arena_purge(arena *a);
 int arena_free(arena *a, uint64_t handle);
 /* In place, or -ENOSPC. -ECANCELED: freed meanwhile. Else as arena_alloc, and the block is as it was. */
-int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, void *arg, struct arena_block *out,
+int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progress, void *arg, struct arena_block *out,
                  struct arena_error *error);
 /* The block that begins at this address, in O(1). -ENOENT. */
 int arena_find(arena *a, const void *address, struct arena_block *out);
 
 /* Has so much free memory committed in one piece, with the bookkeeping that blocks of 4 KiB in it need. It is kept, whatever
  * `retain` says, until arena_trim. After a fork it also populates again what became copy-on-write. */
-int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_tick tick, void *arg, struct arena_error *error);
+int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progress, void *arg,
+               struct arena_error *error);
 /* Releases free committed chunks until at most `keep` bytes and a chunk of free memory are left; bytes to *freed. */
 int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error);
 /* Every block is freed; handles are stale. The caller sees to it that nobody uses them. -EBUSY: one is being committed, or
- * some are a heap's (heap.h). */
+ * some are a heap's (malloc_adapter.h). */
 int arena_reset(arena *a);
 
 void arena_get(arena *a, struct arena_stats *out);
@@ -206,11 +208,11 @@ void arena_zero(void *address, uint64_t bytes);
 struct arena_api {
     uint32_t version;
     arena *(*of)(void *py_arena);
-    int (*alloc)(arena *, uint64_t bytes, uint64_t align, unsigned flags, arena_tick, void *arg, struct arena_block *,
-                 struct arena_error *);
-    int (*attempt)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
+    int (*alloc)(arena *, uint64_t bytes, uint64_t align, unsigned flags, arena_progress, void *arg,
+                 struct arena_block *, struct arena_error *);
+    int (*alloc_committed)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
     int (*free)(arena *, uint64_t handle);
-    int (*resize)(arena *, uint64_t handle, uint64_t bytes, arena_tick, void *arg, struct arena_block *,
+    int (*resize)(arena *, uint64_t handle, uint64_t bytes, arena_progress, void *arg, struct arena_block *,
                   struct arena_error *);
     int (*find)(arena *, const void *address, struct arena_block *);
 };

@@ -5,7 +5,14 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "memory/decommit.h"
+#include "memory/huge_pages.h"
 #include "memory/machine.h"
+#include "memory/mounts.h"
+#include "sys/advice.h"
+#include "sys/file_lock.h"
+#include "sys/thread.h"
+#include "sys/vm_copy.h"
 
 #define BUDGET_NS 100000000u
 
@@ -80,7 +87,7 @@ int backing_give_back(const struct backing *b, void *at, uint64_t offset, uint64
     if ((discard && b->mapping.fd >= 0) || (b->kind->gives == PUNCH && !backing_keeps(b)))
         return punch(b, offset, bytes, unmapped);
     if (b->kind->gives != REMOVE) return 0;
-    int rc = os_remove(at, bytes);
+    int rc = decommit_shared(at, bytes);
     *unmapped = rc == 0;
     return rc;
 }
@@ -172,7 +179,7 @@ int backing_lock_early(struct backing *b, uint64_t offset, uint64_t bytes, bool 
     int other, rc = open_other(b, &other);
     if (rc || other < 0) return rc;
     __atomic_fetch_add(&b->holders, 1, __ATOMIC_SEQ_CST);
-    rc = __atomic_load_n(&b->unlocking, __ATOMIC_SEQ_CST) ? -EAGAIN : os_lock(other, offset, bytes);
+    rc = __atomic_load_n(&b->unlocking, __ATOMIC_SEQ_CST) ? -EAGAIN : os_file_lock(other, offset, bytes);
     *locked = rc == 0;
     if (rc) __atomic_fetch_sub(&b->holders, 1, __ATOMIC_SEQ_CST);
     return rc == -ENOLCK ? 0 : rc; /* a file system without locks has to do without */
@@ -188,7 +195,7 @@ int backing_lock(struct backing *b, uint64_t offset, uint64_t bytes, bool *locke
 static void unlock_all(struct backing *b, int other) {
     __atomic_store_n(&b->unlocking, true, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&b->holders, __ATOMIC_SEQ_CST) == 0 &&
-        (os_unlock(other, 0, 0) == 0 || os_reopen_over(b->mapping.fd, other) == 0))
+        (os_file_unlock(other, 0, 0) == 0 || os_reopen_over(b->mapping.fd, other) == 0))
         __atomic_store_n(&b->stuck, false, __ATOMIC_RELAXED);
     __atomic_store_n(&b->unlocking, false, __ATOMIC_SEQ_CST);
 }
@@ -197,14 +204,14 @@ void backing_unlock(struct backing *b, uint64_t offset, uint64_t bytes) {
     int other = __atomic_load_n(&b->other, __ATOMIC_ACQUIRE);
     lock_all_of_pool(b, &offset, &bytes);
     if (other < 0 || bytes == 0) return;
-    if (os_unlock(other, offset, bytes)) __atomic_store_n(&b->stuck, true, __ATOMIC_RELAXED);
+    if (os_file_unlock(other, offset, bytes)) __atomic_store_n(&b->stuck, true, __ATOMIC_RELAXED);
     bool last = __atomic_sub_fetch(&b->holders, 1, __ATOMIC_SEQ_CST) == 0;
     if (last && __atomic_load_n(&b->stuck, __ATOMIC_RELAXED)) unlock_all(b, other);
 }
 
 int backing_lock_holder(const struct backing *b, uint64_t offset, uint64_t bytes) {
     lock_all_of_pool(b, &offset, &bytes);
-    return os_lock_holder(b->mapping.fd, offset, bytes);
+    return os_file_lock_holder(b->mapping.fd, offset, bytes);
 }
 
 /* In the child of a private mapping the copies are its own, but the file behind them is the parent's too, who may have pages
@@ -243,8 +250,8 @@ static uint64_t room(const struct backing *b, char *where, size_t size) {
     uint64_t least = UINT64_MAX;
     where[0] = 0;
     if (b->kind->pool) {
-        struct os_pool pool;
-        if (os_hugetlb(b->page, b->node, &pool)) return UINT64_MAX; /* nothing is known of it */
+        struct huge_page_pool pool;
+        if (huge_page_pool(b->page, b->node, &pool)) return UINT64_MAX; /* nothing is known of it */
         snprintf(where, size, "%s", pool.where);
         struct tightest t = {.available = pool.free, .where = where, .size = size};
         (void)machine_hugetlb(b->page, one_limit, &t);
@@ -254,7 +261,11 @@ static uint64_t room(const struct backing *b, char *where, size_t size) {
     if (fs < least) {
         struct os_file file;
         least = fs;
-        if (os_file_look(b->mapping.fd, &file) == 0) os_file_mount(file.device, where, size);
+        struct mount mount;
+        if (os_file_look(b->mapping.fd, &file) == 0) {
+            (void)mounts_find(file.device, &mount);
+            snprintf(where, size, "%s", mount.point);
+        }
     }
     return least;
 }
@@ -310,7 +321,7 @@ bool backing_has_hole(struct backing *b, uint64_t offset, uint64_t bytes) {
 int backing_copy(const struct backing *b, void *at, uint64_t offset, void *buffer, uint64_t bytes, bool into) {
     int fd = b->mapping.fd, rc;
     if (fd < 0 || !b->kind->shared || b->mapping.device || (into && os_appends(fd)))
-        return os_copy(at, buffer, bytes, into);
+        return os_vm_copy(at, buffer, bytes, into);
     if (into) {
         /* A write beyond the end would make the file longer. */
         uint64_t size;
@@ -321,5 +332,5 @@ int backing_copy(const struct backing *b, void *at, uint64_t offset, void *buffe
         rc = os_read_at(fd, offset, buffer, bytes);
     }
     /* hugetlbfs cannot be written, and devices need not know either. */
-    return rc == -EINVAL || rc == -EBADF || rc == -ENXIO || rc == -ESPIPE ? os_copy(at, buffer, bytes, into) : rc;
+    return rc == -EINVAL || rc == -EBADF || rc == -ENXIO || rc == -ESPIPE ? os_vm_copy(at, buffer, bytes, into) : rc;
 }

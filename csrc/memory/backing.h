@@ -11,8 +11,9 @@
 #include <stdint.h>
 
 #include "arena.h"
-#include "sys/os.h"
-#include "sys/os_file.h"
+#include "sys/features.h"
+#include "sys/files.h"
+#include "sys/mapping.h"
 
 struct backing;
 
@@ -79,7 +80,7 @@ bool backing_fresh_is_zero(const struct backing *b);
 int backing_give_back(const struct backing *b, void *at, uint64_t offset, uint64_t bytes, bool discard, bool *unmapped);
 /* Without `discard` what is behind the mapping stays, and only a private mapping's copies can be given back. */
 bool backing_keeps(const struct backing *b);
-/* Pages of this kind are not dropped by os_release on such a kernel, but by os_map_anew. */
+/* Pages of this kind are not dropped by decommit_pages on such a kernel, but by os_map_anew. */
 bool backing_is_mapped_anew(const struct backing *b, const struct os_features *f);
 
 /* Of a file of hugetlb pages only their number can be had (backing_allocated); so with peers operations on it take turns. */

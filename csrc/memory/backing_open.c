@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "memory/backing.h"
+#include "memory/huge_pages.h"
+#include "sys/page.h"
 
 /* The table. `gives` is what happens to a file of ours; a private mapping of shared memory costs the page and its copy,
  * while of hugetlb pages and of files on disk it takes the copy alone. Disk blocks are allocated for shared mappings only:
@@ -51,8 +53,8 @@ static int fail(const struct failure *f, int rc, const char *op) {
 /* --- pages -------------------------------------------------------------------------------------------------------- */
 
 static int pool_of(struct backing *b, const struct failure *f) {
-    struct os_pool pool;
-    int rc = os_hugetlb(b->page, b->node, &pool);
+    struct huge_page_pool pool;
+    int rc = huge_page_pool(b->page, b->node, &pool);
     snprintf(f->where, f->size, "%s", pool.where);
     if (rc) return fail(f, rc, "hugetlb pool");
     return pool.total ? 0 : fail(f, -ENOTSUP, "hugetlb pool");
@@ -63,8 +65,7 @@ static int huge_allowed(const struct backing *b, uint64_t bytes, uint64_t device
     /* What a private mapping of a file copies, it copies by small pages; and of files on disk it is the file system that
      * makes large pages, or not. */
     if (b->kind->pool || (!b->kind->shmem && b->kind != &PRIVATE) || (b->kind->shmem && !b->kind->shared)) return false;
-    if (device) return bytes == OS_HUGE && os_file_huge_allowed(device);
-    return os_thp_allowed(bytes, b->kind->shmem);
+    return device ? huge_pages_allowed_on(device, bytes) : huge_pages_allowed(bytes, b->kind->shmem);
 }
 
 /* The largest size of huge page that a fault would take; nothing smaller can be had on purpose. */
@@ -88,7 +89,7 @@ static int choose_pages(struct backing *b, const struct reservation_config *c, u
     b->page = best;
     b->huge = best > OS_PAGE;
     /* fallocate knows of no advice: it would make small pages of huge ones, and on a mount with huge=always the reverse. */
-    if (b->kind->shmem && (b->huge || (device && os_file_huge_allowed(device) > 0))) b->allocates = false;
+    if (b->kind->shmem && (b->huge || (device && huge_pages_allowed_on(device, OS_HUGE) > 0))) b->allocates = false;
     return 0;
 }
 
@@ -98,7 +99,7 @@ static int set_size(struct backing *b, const struct reservation_config *c, const
     b->bytes = (c->size + b->page - 1) & ~(b->page - 1);
     if (b->bytes < c->size || b->bytes > (uint64_t)1 << 47) return fail(f, -ENOMEM, "mmap");
     if (!b->ours || b->mapping.fd < 0) return 0;
-    int rc = os_truncate(b->mapping.fd, b->bytes);
+    int rc = os_file_set_size(b->mapping.fd, b->bytes);
     return rc ? fail(f, rc, "ftruncate") : 0;
 }
 

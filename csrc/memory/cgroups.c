@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sys/os.h"
-#include "sys/os_held.h"
+#include "sys/proc.h"
+#include "sys/thread.h"
 
 #define PATH_BYTES 4096u
 #define SEARCHED_MAX 20000u /* folders looked at for this process, a second's work */

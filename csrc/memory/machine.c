@@ -9,8 +9,9 @@
 #include <sys/resource.h>
 
 #include "memory/cgroups.h"
-#include "sys/os.h"
-#include "sys/os_held.h"
+#include "sys/held.h"
+#include "sys/proc.h"
+#include "sys/thread.h"
 
 #define LEVELS_MAX 32u
 #define NODES_MAX 64u /* whose files are held open; of others they are opened each time */

@@ -5,7 +5,7 @@
  * where memory.high counts as a limit, and active and inactive file pages count as free, for the kernel reclaims them
  * first; locked file pages are neither, and count as used.
  *
- * The files are held open (os_held.h). They are found anew when the process has moved to another cgroup, and in the child
+ * The files are held open (held.h). They are found anew when the process has moved to another cgroup, and in the child
  * of a fork. One thread at a time looks: between machine_enter and machine_leave, for microseconds. */
 #ifndef ARENA_MACHINE_H
 #define ARENA_MACHINE_H

@@ -4,12 +4,16 @@
 #include <errno.h>
 #include <string.h>
 
-#include "memory/forks.h"
-#include "memory/lockall.h"
+#include "memory/address_space.h"
+#include "memory/decommit.h"
+#include "memory/mlockall.h"
 #include "memory/populate.h"
 #include "memory/preflight.h"
-#include "sys/os.h"
-#include "sys/os_file.h"
+#include "memory/registry.h"
+#include "sys/advice.h"
+#include "sys/files.h"
+#include "sys/mlock.h"
+#include "sys/page.h"
 
 #define BYTES_MAX ((uint64_t)64 << 40)
 #define UNMAP_STEP ((uint64_t)64 << 20) /* 4 ms of small pages */
@@ -21,13 +25,13 @@ struct making {
     uint64_t span; /* the page and one mapping: the file's size */
     uint64_t promised; /* see preflight_whole */
     const char *op;
-    arena_tick tick;
-    void *tick_arg;
+    arena_progress progress;
+    void *progress_arg;
 };
 
 static uint64_t whole(const struct mirror *m) { return OS_PAGE + 2 * m->bytes; }
 
-/* --- for forks.h ---------------------------------------------------------------------------------------------------- */
+/* --- for registry.h ------------------------------------------------------------------------------------------------ */
 
 static void nothing(void *self) { (void)self; }
 
@@ -37,12 +41,12 @@ static void in_child(void *self) {
     if (!m->changing || pthread_equal(m->thread, pthread_self())) return;
     os_unmap(m->base, whole(m));
     m->base = NULL;
-    forks_forget(&m->watch);
+    registry_remove(&m->entry);
 }
 
-static size_t ranges(void *self, struct fork_range out[FORKS_RANGES]) {
+static size_t ranges(void *self, struct registry_range out[REGISTRY_RANGES]) {
     const struct mirror *m = self;
-    out[0] = (struct fork_range){m->base, whole(m)};
+    out[0] = (struct registry_range){m->base, whole(m)};
     return 1;
 }
 
@@ -54,7 +58,7 @@ static int lock(void *self, bool own) {
     if (m->changing || (own && !m->lock)) return 0; /* who makes it looks for himself when he is done */
     int rc = lock_first(m);
     /* In the child of a fork it is not mapped yet. */
-    if (rc == 0 && !own) (void)os_populate(m->base, whole(m), true);
+    if (rc == 0 && !own) (void)populate_at_once(m->features, m->base, whole(m), true, false);
     return rc;
 }
 
@@ -73,39 +77,39 @@ static int map(struct making *m) {
     bool lazy;
     void *base;
     m->op = "mmap";
-    int rc = os_reserve(&m->file, m->span + m->mirror->bytes, OS_PAGE, &base, &lazy);
+    int rc = address_space_reserve(&m->file, m->span + m->mirror->bytes, OS_PAGE, &base, &lazy);
     if (rc) return rc;
     m->mirror->base = base;
     char *second = m->mirror->base + m->span;
-    rc = os_close(&m->file, second, m->mirror->bytes, OS_PAGE);
-    if (rc == 0) rc = os_open(second, m->mirror->bytes);
+    rc = os_decommit_lazy(&m->file, second, m->mirror->bytes, OS_PAGE);
+    if (rc == 0) rc = os_make_accessible(second, m->mirror->bytes);
     if (rc == 0) (void)os_advise_dump(base, m->span + m->mirror->bytes, false);
     return rc;
 }
 
-static int map_and_watch(struct making *m) {
+static int map_and_register(struct making *m) {
     struct mirror *mirror = m->mirror;
-    mirror->watch = (struct fork_watch){nothing, nothing, in_child, ranges, lock, mirror, NULL, NULL};
-    forks_hold();
+    mirror->entry = (struct registry_entry){nothing, nothing, in_child, ranges, lock, mirror, NULL, NULL};
+    registry_lock();
     int rc = map(m);
-    if (mirror->base) forks_watch(&mirror->watch);
-    forks_let_go();
+    if (mirror->base) registry_add(&mirror->entry);
+    registry_unlock();
     return rc;
 }
 
 static int make_present(struct making *m, const struct preflight *preflight) {
-    struct populate first = {.features = os_features(),
+    struct populate first = {.features = m->mirror->features,
                              .preflight = preflight,
                              .write = true,
                              .page = OS_PAGE,
                              .costs = 1,
                              .prepare = allocate,
                              .prepare_arg = m,
-                             .tick = m->tick,
-                             .tick_arg = m->tick_arg,
+                             .progress = m->progress,
+                             .progress_arg = m->progress_arg,
                              .total = m->span,
                              .promised = m->promised,
-                             .fork_count = &forks_count};
+                             .fork_generation = &fork_generation};
     struct populate second = first;
     second.costs = 0;
     second.prepare = NULL;
@@ -120,13 +124,13 @@ static int make_present(struct making *m, const struct preflight *preflight) {
     return rc ? rc : populate_range(&second, m->mirror->base + m->span, m->mirror->bytes);
 }
 
-/* From now on lockall.h sees to it; and it may have been on, or have unlocked all, meanwhile. */
+/* From now on mlockall.h sees to it; and it may have been on, or have unlocked all, meanwhile. */
 static int made(struct making *m) {
     m->op = "mlock";
-    forks_hold();
-    int rc = m->mirror->lock || lockall_commits() ? lock_first(m->mirror) : 0;
+    registry_lock();
+    int rc = m->mirror->lock || mlockall_in_force() ? lock_first(m->mirror) : 0;
     if (rc == 0) m->mirror->changing = false;
-    forks_let_go();
+    registry_unlock();
     return rc;
 }
 
@@ -138,10 +142,10 @@ static int make(struct making *m, const char *name, const struct preflight *pref
     m->op = "memfd_create";
     if ((rc = os_memfd(name, 0, &m->file.fd)) != 0) return rc;
     m->op = "ftruncate";
-    if ((rc = os_truncate(m->file.fd, m->span)) != 0) return rc;
+    if ((rc = os_file_set_size(m->file.fd, m->span)) != 0) return rc;
     m->op = "fcntl(F_ADD_SEALS)";
     if ((rc = os_seal_size(m->file.fd)) != 0) return rc;
-    rc = map_and_watch(m);
+    rc = map_and_register(m);
     if (rc == 0) rc = make_present(m, preflight);
     return rc ? rc : made(m);
 }
@@ -161,16 +165,20 @@ static void explain(const struct making *m, int rc, const struct preflight *pref
     }
 }
 
-int mirror_create(uint64_t bytes, bool lock_it, const char *name, arena_tick tick, void *arg, struct mirror *out,
-                  struct arena_error *error) {
+int mirror_create(uint64_t bytes, bool lock_it, const char *name, arena_progress progress, void *arg,
+                  struct mirror *out, struct arena_error *error) {
     if (bytes == 0 || bytes > BYTES_MAX) {
         *error = (struct arena_error){.err = EINVAL, .op = "size", .requested = bytes, .available = UINT64_MAX};
         return -EINVAL;
     }
     bytes = (bytes + OS_PAGE - 1) & ~(uint64_t)(OS_PAGE - 1);
-    *out = (struct mirror){.bytes = bytes, .lock = lock_it, .changing = true, .thread = pthread_self()};
-    struct making m = {
-        .mirror = out, .file = {.fd = -1, .shared = true}, .span = OS_PAGE + bytes, .tick = tick, .tick_arg = arg};
+    *out = (struct mirror){
+        .features = os_features(), .bytes = bytes, .lock = lock_it, .changing = true, .thread = pthread_self()};
+    struct making m = {.mirror = out,
+                       .file = {.fd = -1, .shared = true},
+                       .span = OS_PAGE + bytes,
+                       .progress = progress,
+                       .progress_arg = arg};
     struct preflight preflight;
     struct preflight_report report = {.available = UINT64_MAX};
     int rc = preflight_init(&preflight, 0, true, -1, &report);
@@ -185,18 +193,18 @@ int mirror_create(uint64_t bytes, bool lock_it, const char *name, arena_tick tic
 
 void mirror_destroy(struct mirror *m) {
     if (!m->base) return;
-    forks_hold();
+    registry_lock();
     m->changing = true;
     m->thread = pthread_self();
-    forks_let_go();
+    registry_unlock();
     /* As reservation_close: to unmap what is present holds the mmap_lock for long. */
     for (uint64_t at = 0, n; at < whole(m); at += n) {
         n = whole(m) - at < UNMAP_STEP ? whole(m) - at : UNMAP_STEP;
-        (void)os_release(os_features(), m->base + at, n);
+        (void)decommit_pages(m->features, m->base + at, n);
     }
-    forks_hold();
+    registry_lock();
     os_unmap(m->base, whole(m));
     m->base = NULL;
-    forks_forget(&m->watch);
-    forks_let_go();
+    registry_remove(&m->entry);
+    registry_unlock();
 }

@@ -11,7 +11,8 @@
 #include <pthread.h>
 
 #include "arena.h"
-#include "memory/forks.h"
+#include "memory/registry.h"
+#include "sys/features.h"
 
 struct mirror {
     char *base;     /* the page; the two mappings follow it. NULL: there is none (any more) */
@@ -19,13 +20,15 @@ struct mirror {
     bool lock;      /* in any case, whatever lock_memory() does */
     bool changing;  /* it is being made, or about to be unmapped, by this thread */
     pthread_t thread;
-    struct fork_watch watch;
+    const struct os_features *features;
+    struct registry_entry entry;
 };
 
-/* In place: *out is in the registry of forks.h, and does not move until mirror_destroy. bytes: rounded up to pages. lock: mlocked. One mapping is enough for that, and counted: pages that are locked anywhere
- * are reclaimed nowhere. tick: between the steps of populating, or NULL. -errno, and nothing is left, with the step that
- * failed in error->op; -EINVAL of "size"; what tick said. */
-int mirror_create(uint64_t bytes, bool lock, const char *name, arena_tick tick, void *arg, struct mirror *out,
+/* In place: *out is in the registry of registry.h, and does not move until mirror_destroy. bytes: rounded up to pages.
+ * lock: mlocked. One mapping is enough for that, and counted: pages that are locked anywhere are reclaimed nowhere.
+ * progress: between the steps of populating, or NULL. -errno, and nothing is left, with the step that failed in
+ * error->op; -EINVAL of "size"; what progress said. */
+int mirror_create(uint64_t bytes, bool lock, const char *name, arena_progress progress, void *arg, struct mirror *out,
                   struct arena_error *error);
 /* Takes long, as all unmapping. Nothing happens where there is no mirror. */
 void mirror_destroy(struct mirror *m);

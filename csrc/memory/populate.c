@@ -2,9 +2,11 @@
 
 #include <errno.h>
 
-#include "sys/lock.h"
+#include "sys/fault_in.h"
+#include "sys/residency.h"
+#include "sys/thread.h"
 
-#define TICK_NS 10000000u       /* how often the caller is asked whether to go on */
+#define PROGRESS_NS 10000000u       /* how often the caller is asked whether to go on */
 #define NEIGHBOURS_NS 50000000u /* how often the process is looked at for other threads */
 #define BREATH_WORK 8u          /* units of work for one of sleep */
 #define BREATH_US 1u            /* asked for; the timer makes it ~60 µs, which is what counts */
@@ -41,14 +43,14 @@ struct work {
 struct worker {
     struct work *work;
     bool helps;
-    uint64_t asked; /* the caller: when `tick` was last called */
-    struct breath {
+    uint64_t asked; /* the caller: when `progress` was last called */
+    struct backoff {
         uint64_t worked, sleep_ns, looked;
         bool neighbours;
-    } breath;
+    } backoff;
 };
 
-static void breathe(struct breath *b, uint64_t now, uint64_t spent) {
+static void yield_mmap_lock(struct backoff *b, uint64_t now, uint64_t spent) {
     b->worked += spent;
     if (b->worked < BREATH_WORK * b->sleep_ns) return;
     /* Only now: to look is a system call, and a commit of a page has but one. */
@@ -67,11 +69,11 @@ static void breathe(struct breath *b, uint64_t now, uint64_t spent) {
     b->worked = 0;
 }
 
-/* What the kernel cannot be asked is faulted in by hand. */
-static int fill(const struct populate *p, char *at, uint64_t n) {
-    if (p->features->populate) return os_populate(at, n, p->write);
-    if (!p->touchable) return os_touch_carefully(at, n, OS_PAGE, p->write);
-    os_touch(at, n, OS_PAGE, p->write);
+/* What the kernel cannot be asked for is faulted in by hand. */
+int populate_at_once(const struct os_features *f, void *at, size_t bytes, bool write, bool touchable) {
+    if (f->populate) return os_populate(at, bytes, write);
+    if (!touchable) return os_touch_carefully(at, bytes, OS_PAGE, write);
+    os_touch(at, bytes, OS_PAGE, write);
     return 0;
 }
 
@@ -101,7 +103,7 @@ static bool choose(const struct populate *p, uint64_t n, bool touch, struct tria
     return turn & 1;
 }
 
-static int one_step(struct populate *p, char *at, uint64_t n, struct breath *b) {
+static int one_step(struct populate *p, char *at, uint64_t n, struct backoff *b) {
     int rc = 0;
     bool touch = p->touch && !preflight_oom_killer_off();
     /* A page of 1 GiB is cleared forward as it is, and for a small one a call costs more than it saves. */
@@ -111,7 +113,7 @@ static int one_step(struct populate *p, char *at, uint64_t n, struct breath *b) 
     uint64_t start = os_now_ns();
     if (tail) rc = tail_first(p, at, n, touch);
     uint64_t touched = os_now_ns();
-    if (rc == 0) rc = fill(p, at, n);
+    if (rc == 0) rc = populate_at_once(p->features, at, n, p->write, p->touchable);
     uint64_t end = os_now_ns();
     if (trial) {
         uint64_t *best = &trial->best[tail], old = __atomic_load_n(best, __ATOMIC_RELAXED);
@@ -120,7 +122,7 @@ static int one_step(struct populate *p, char *at, uint64_t n, struct breath *b) 
         }
     }
     /* Only the populate call keeps others from the mmap_lock. */
-    if (rc == 0 && p->features->populate) breathe(b, end, end - (touch ? touched : start));
+    if (rc == 0 && p->features->populate) yield_mmap_lock(b, end, end - (touch ? touched : start));
     return rc;
 }
 
@@ -137,9 +139,9 @@ static int ask(void *arg) {
     struct work *w = self->work;
     const struct populate *p = w->plan;
     int rc = __atomic_load_n(&w->failed, __ATOMIC_RELAXED);
-    if (rc || self->helps || !p->tick) return rc;
-    rc = p->tick(p->tick_arg, p->done + __atomic_load_n(&w->done, __ATOMIC_RELAXED), p->total);
-    bool forked = __atomic_load_n(p->fork_count, __ATOMIC_RELAXED) != w->forks;
+    if (rc || self->helps || !p->progress) return rc;
+    rc = p->progress(p->progress_arg, p->done + __atomic_load_n(&w->done, __ATOMIC_RELAXED), p->total);
+    bool forked = __atomic_load_n(p->fork_generation, __ATOMIC_RELAXED) != w->forks;
     if (forked && w->helpers && rc == 0) rc = -EINTR; /* their pieces were left half-done in the parent */
     self->asked = os_now_ns();
     return rc;
@@ -177,7 +179,7 @@ static int one_prepared_piece(struct worker *self, char *at, uint64_t n) {
     for (uint64_t done = 0; rc == 0 && done < n; done += part) {
         if (done && (rc = __atomic_load_n(&w->failed, __ATOMIC_RELAXED)) != 0) break;
         part = n - done < step ? n - done : step;
-        rc = one_step(p, at + done, part, &self->breath);
+        rc = one_step(p, at + done, part, &self->backoff);
     }
     end_step(p, n, &grant);
     return rc;
@@ -189,7 +191,7 @@ static int one_piece(struct worker *self, char *at, uint64_t n) {
     if (p->prepare) return one_prepared_piece(self, at, n);
     int rc = begin_step(self, n, &grant);
     if (rc) return rc;
-    rc = one_step(p, at, n, &self->breath);
+    rc = one_step(p, at, n, &self->backoff);
     end_step(p, n, &grant);
     return rc;
 }
@@ -210,7 +212,7 @@ static bool claim_piece(struct worker *self) {
 }
 
 static void *help(void *arg) {
-    struct worker self = {.work = arg, .helps = true, .breath = {.sleep_ns = 60000}};
+    struct worker self = {.work = arg, .helps = true, .backoff = {.sleep_ns = 60000}};
     while (claim_piece(&self)) {
     }
     return NULL;
@@ -248,10 +250,10 @@ static void call_helpers(struct work *w) {
     while (w->helpers < want && os_thread(&w->helper[w->helpers], help, w) == 0) w->helpers++; /* fewer are fine */
 }
 
-/* Also when the caller's thread is ended in `tick`, before its stack goes. */
+/* Also when the caller's thread is ended in `progress`, before its stack goes. */
 static void dismiss_helpers(void *arg) {
     struct work *w = arg;
-    if (__atomic_load_n(w->plan->fork_count, __ATOMIC_RELAXED) != w->forks) return; /* they are not here */
+    if (__atomic_load_n(w->plan->fork_generation, __ATOMIC_RELAXED) != w->forks) return; /* they are not here */
     /* While a piece is left nobody has come to the end: the caller's thread is being ended. */
     if (__atomic_load_n(&w->next, __ATOMIC_RELAXED) < w->bytes) fail(w, -EINTR);
     /* A step is short, so this waits for milliseconds; the helpers never wait for the GIL or a lock. */
@@ -260,9 +262,9 @@ static void dismiss_helpers(void *arg) {
 }
 
 static void do_own_part(struct work *w) {
-    struct worker self = {.work = w, .asked = os_now_ns(), .breath = {.sleep_ns = 60000}};
+    struct worker self = {.work = w, .asked = os_now_ns(), .backoff = {.sleep_ns = 60000}};
     while (claim_piece(&self)) {
-        int rc = w->plan->tick && os_now_ns() - self.asked >= TICK_NS ? ask(&self) : 0;
+        int rc = w->plan->progress && os_now_ns() - self.asked >= PROGRESS_NS ? ask(&self) : 0;
         if (rc) fail(w, rc);
     }
 }
@@ -273,7 +275,7 @@ int populate_range(struct populate *p, char *base, uint64_t bytes) {
                      .base = base,
                      .bytes = bytes,
                      .step = step_of(p),
-                     .forks = __atomic_load_n(p->fork_count, __ATOMIC_RELAXED)};
+                     .forks = __atomic_load_n(p->fork_generation, __ATOMIC_RELAXED)};
     if (p->prepare && w.step < PREPARE_STEP) w.step = PREPARE_STEP;
     call_helpers(&w);
     pthread_cleanup_push(dismiss_helpers, &w);

@@ -1,7 +1,7 @@
 /* populate.h: makes a range of memory present; how, with how many threads, and how politely.
  *
  * - In pieces of POPULATE_STEP, claimed by the caller and its helpers with an atomic counter; between the caller's pieces
- *   `tick` is asked whether to go on.
+ *   `progress` is asked whether to go on.
  * - Huge pages tail first: a fault on the last 4 KiB of a 2 MiB page makes the kernel clear it forward, which is twice as
  *   fast on some CPUs (kernels after 6.19 do so by themselves). Measured on the first huge pages that are wanted anyway,
  *   and used unless it is slower. The fault is a populate call of 4 KiB; in fresh private anonymous memory, where there are
@@ -11,8 +11,9 @@
  *   fills in small pages where no huge one was to be had.
  * - The populate call holds the mmap_lock, and takes it again before a waiting writer gets it; so where it does the
  *   work and the process has other threads, each 8 units of work are followed by 1 of sleep.
- * - The helpers use what lies on the caller's stack. A caller that is ended in `tick` (pthread_exit, as CPython up to 3.13
- *   ends daemon threads that ask for the GIL at interpreter exit) takes the helpers along before its stack goes. */
+ * - The helpers use what lies on the caller's stack. A caller that is ended in `progress` (pthread_exit, as CPython up
+ *   to 3.13 ends daemon threads that ask for the GIL at interpreter exit) takes the helpers along before its stack
+ *   goes. */
 #ifndef ARENA_POPULATE_H
 #define ARENA_POPULATE_H
 
@@ -21,7 +22,8 @@
 
 #include "arena.h"
 #include "memory/preflight.h"
-#include "sys/os.h"
+#include "sys/features.h"
+#include "sys/page.h"
 
 #define POPULATE_STEP OS_HUGE
 
@@ -36,14 +38,19 @@ struct populate {
     unsigned costs;            /* bytes of memory for each byte */
     int (*prepare)(void *arg, char *at, uint64_t n); /* before a piece is populated; in any thread */
     void *prepare_arg;
-    arena_tick tick;           /* called by the calling thread only, at least every 10 ms; may be NULL */
-    void *tick_arg;
-    uint64_t done, total;      /* what `tick` is told; done is advanced */
+    arena_progress progress;           /* called by the calling thread only, at least every 10 ms; may be NULL */
+    void *progress_arg;
+    uint64_t done, total;      /* what `progress` is told; done is advanced */
     uint64_t promised; /* atomic: bytes, of preflight_whole; kept step by step, and what is left is the caller's */
     bool touch; /* found out by populate_range */
     bool refused; /* atomic: it was the preflight that said no */
-    const uint32_t *fork_count; /* if it moves the helpers are gone: this is the child of a fork made in `tick` */
+    const uint32_t
+        *fork_generation; /* if it moves the helpers are gone: this is the child of a fork made in `progress` */
 };
+
+/* All at once, without steps and politeness, for what is small: by a populate call where the kernel has one, else by touches.
+ * touchable: as above. -errno as os_populate and os_touch_carefully. */
+int populate_at_once(const struct os_features *f, void *at, size_t bytes, bool write, bool touchable);
 
 /* 0, or -errno of the first failure; then an unknown part of the range is present. */
 int populate_range(struct populate *p, char *base, uint64_t bytes);

@@ -5,7 +5,7 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "sys/os.h"
+#include "sys/thread.h"
 
 #define GOOD_FOR_NS 100000000u    /* neighbours move: what was seen 0.1 s ago is not believed */
 #define SHARE 64                  /* of what is left is given out without another look */
@@ -64,7 +64,7 @@ static uint64_t with_tables(uint64_t bytes) {
     return bytes > UINT64_MAX - bytes / TABLES ? UINT64_MAX : bytes + bytes / TABLES;
 }
 
-/* Not below 0: in the child of a fork that was made in a tick the account began anew. */
+/* Not below 0: in the child of a fork that was made in a progress call the account began anew. */
 static void take_off(uint64_t *at, uint64_t bytes) {
     uint64_t had = load(at);
     while (!__atomic_compare_exchange_n(at, &had, less(had, bytes), true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {

@@ -5,26 +5,31 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory/address_space.h"
+#include "memory/decommit.h"
+#include "memory/mlockall.h"
 #include "memory/reservation_op.h"
+#include "sys/advice.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"
+#include "sys/page.h"
 
 #define UNMAP_STEP ((uint64_t)64 << 20) /* see RELEASE_STEP */
 #define LOCK_STEP ((uint64_t)64 << 20)
 
 /* --- creation --------------------------------------------------------------------------------------------------------- */
 
-static void watch_before(void *self) { reservation_before_fork(self); }
-static void watch_parent(void *self) { reservation_after_fork_parent(self); }
-static void watch_child(void *self) { reservation_after_fork_child(self); }
+static void entry_before(void *self) { reservation_before_fork(self); }
+static void entry_parent(void *self) { reservation_after_fork_parent(self); }
+static void entry_child(void *self) { reservation_after_fork_child(self); }
 
 static int make_maps(struct reservation *r) {
     size_t words = (size_t)((r->pages + 63) / 64 + 511) & ~(size_t)511; /* whole 4 KiB each */
     void *maps;
     r->map_bytes = 3 * words * sizeof(uint64_t);
-    int rc = os_reserve(&os_anonymous, r->map_bytes, OS_PAGE, &maps, &r->map_lazy);
+    int rc = address_space_reserve(&os_anonymous, r->map_bytes, OS_PAGE, &maps, &r->map_lazy);
     if (rc) return rc;
-    if (r->map_lazy && (rc = os_open(maps, r->map_bytes)) != 0) {
+    if (r->map_lazy && (rc = os_make_accessible(maps, r->map_bytes)) != 0) {
         os_unmap(maps, r->map_bytes);
         return rc;
     }
@@ -53,7 +58,7 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     *op = "mmap";
     if (align < OS_HUGE) align = OS_HUGE;
     if (align < r->backing.page) align = r->backing.page;
-    int rc = os_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
+    int rc = address_space_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
     if (rc) return rc;
     r->base = base;
     rc = reservation_advise(r, base, r->backing.bytes, op);
@@ -65,9 +70,10 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     return rc;
 }
 
-int reservation_init(struct reservation *r, const struct reservation_config *c, bool watch, struct arena_error *error) {
+int reservation_init(struct reservation *r, const struct reservation_config *c, bool registered,
+                     struct arena_error *error) {
     if (c->size == 0) return reservation_explain(error, -EINVAL, "size", 0, 0);
-    *r = (struct reservation){.lock = {.rank = LOCK_RANK_RESERVATION},
+    *r = (struct reservation){.lock = {.rank = MUTEX_RANK_RESERVATION},
                               .fork = fork_of(c),
                               .dump = c->dump,
                               .mlocks = c->lock,
@@ -104,10 +110,10 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
         if (error) memcpy(error->where, where, sizeof where);
         return rc;
     }
-    if (watch) {
-        r->watch = (struct fork_watch){watch_before, watch_parent, watch_child, reservation_ranges, reservation_lock, r,
-                                       NULL,         NULL};
-        forks_watch(&r->watch);
+    if (registered) {
+        r->entry = (struct registry_entry){
+            entry_before, entry_parent, entry_child, reservation_ranges, reservation_lock, r, NULL, NULL};
+        registry_add(&r->entry);
     }
     return 0;
 }
@@ -121,15 +127,15 @@ static bool changing(const struct reservation *r) {
 }
 
 bool reservation_busy(struct reservation *r) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     bool busy = changing(r);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return busy;
 }
 
 void reservation_undo(struct reservation *r, const char *unlink_path) {
-    if (r->watch.self) forks_forget(&r->watch);
-    if (!r->foreign) os_unmap(r->base, bytes_of(r, r->pages));
+    if (r->entry.self) registry_remove(&r->entry);
+    if (!r->address_lost) os_unmap(r->base, bytes_of(r, r->pages));
     os_unmap(r->present, r->map_bytes);
     r->base = NULL;
     backing_close(&r->backing, unlink_path);
@@ -138,30 +144,30 @@ void reservation_undo(struct reservation *r, const char *unlink_path) {
 
 int reservation_close(reservation *r) {
     uint64_t asked = 0;
-    lock_take(&r->lock);
-    bool busy = changing(r) || r->views, closed = r->refuse == -ESHUTDOWN;
+    mutex_lock(&r->lock);
+    bool busy = changing(r) || r->pins, closed = r->refuse == -ESHUTDOWN;
     if (!busy) r->refuse = -ESHUTDOWN;
     while (!busy && r->ops) (void)op_wait_for(r, r->ops, NULL, NULL, &asked);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (busy || closed) return busy ? -EBUSY : 0;
     /* Unmapping a present GiB of small pages holds the mmap_lock for 60 ms; giving it back first, in steps, does not. */
-    for (uint64_t from = 0; !r->foreign && !r->dropped && from < r->top;) {
-        uint64_t start = bit_next(r->present, from, r->top, true), step = (UNMAP_STEP >> r->page_shift) + 1;
-        from = bit_next(r->present, start, start + step < r->top ? start + step : r->top, false);
-        if (from > start) (void)os_release(r->features, at_page(r, start), bytes_of(r, from - start));
+    for (uint64_t from = 0; !r->address_lost && !r->dropped && from < r->present_end;) {
+        uint64_t start = bit_next(r->present, from, r->present_end, true), step = (UNMAP_STEP >> r->page_shift) + 1;
+        from = bit_next(r->present, start, start + step < r->present_end ? start + step : r->present_end, false);
+        if (from > start) (void)decommit_pages(r->features, at_page(r, start), bytes_of(r, from - start));
     }
-    forks_hold();
+    registry_lock();
     reservation_undo(r, NULL);
-    forks_let_go();
+    registry_unlock();
     return 0;
 }
 
 int reservation_create(const struct reservation_config *config, reservation **out, struct arena_error *error) {
     struct reservation *r = malloc(sizeof *r);
     if (!r) return reservation_explain(error, -ENOMEM, "malloc", 0, config->size);
-    forks_hold();
+    registry_lock();
     int rc = reservation_init(r, config, true, error);
-    forks_let_go();
+    registry_unlock();
     if (rc)
         free(r);
     else
@@ -175,12 +181,12 @@ int reservation_destroy(reservation *r) {
     return rc;
 }
 
-size_t reservation_ranges(void *self, struct fork_range out[FORKS_RANGES]) {
+size_t reservation_ranges(void *self, struct registry_range out[REGISTRY_RANGES]) {
     const struct reservation *r = self;
     if (!r->base) return 0;
-    out[0] = (struct fork_range){r->base, bytes_of(r, r->pages)};
-    out[1] = (struct fork_range){(char *)r->present, r->map_bytes};
-    return r->foreign ? 0 : 2;
+    out[0] = (struct registry_range){r->base, bytes_of(r, r->pages)};
+    out[1] = (struct registry_range){(char *)r->present, r->map_bytes};
+    return r->address_lost ? 0 : 2;
 }
 
 static const struct reservation_op *overlapping(const struct reservation *r, uint64_t first, uint64_t end) {
@@ -191,9 +197,9 @@ static const struct reservation_op *overlapping(const struct reservation *r, uin
 
 /* Under the lock: the next piece, from *from on, that is committed and in nobody's hands. false: there is none. */
 static bool next_to_lock(const struct reservation *r, uint64_t *from, struct reservation_op *op) {
-    while ((op->first = bit_next(r->present, *from, r->top, true)) < r->top) {
+    while ((op->first = bit_next(r->present, *from, r->present_end, true)) < r->present_end) {
         uint64_t limit = op->first + (LOCK_STEP >> r->page_shift) + 1;
-        op->end = bit_next(r->present, op->first, limit < r->top ? limit : r->top, false);
+        op->end = bit_next(r->present, op->first, limit < r->present_end ? limit : r->present_end, false);
         const struct reservation_op *other;
         while (op->first < op->end && (other = overlapping(r, op->first, op->end)) != NULL) {
             if (other->first > op->first)
@@ -208,27 +214,28 @@ static bool next_to_lock(const struct reservation *r, uint64_t *from, struct res
 }
 
 /* Piece by piece, each an operation of its own, so that nobody waits for the lock and nobody releases what is being locked.
- * What somebody else commits or releases at this moment is left to him: he looks at lockall_generation() when he is done. */
+ * What somebody else commits or releases at this moment is left to him: he looks at mlockall_generation() when he is
+ * done. */
 int reservation_lock(void *self, bool own) {
     struct reservation *r = self;
     bool some = r->base && (r->mlocks || !own);
-    int rc = some && !own ? os_mlock_present(r->features, r->present, r->map_bytes) : 0;
+    int rc = some && !own ? mlockall_present(r->features, r->present, r->map_bytes) : 0;
     for (uint64_t from = 0; rc == 0 && some;) {
         struct reservation_op op = {.locking = true};
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         some = !r->refuse && next_to_lock(r, &from, &op);
         if (some) op_begin(r, &op);
-        lock_drop(&r->lock);
+        mutex_unlock(&r->lock);
         if (!some) break;
         rc = reservation_lock_pages(r, op.first, op.end);
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         op_end(r, &op);
     }
     return rc;
 }
 
 void reservation_get(reservation *r, struct reservation_stats *out) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     *out = (struct reservation_stats){.size = bytes_of(r, r->pages),
                                       .page_size = bytes_of(r, 1),
                                       .committed = bytes_of(r, r->refuse ? 0 : r->committed),
@@ -244,7 +251,7 @@ void reservation_get(reservation *r, struct reservation_stats *out) {
                                       .readonly = r->backing.mapping.readonly,
                                       .dropped = r->dropped,
                                       .closed = r->refuse == -ESHUTDOWN};
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 }
 
 int reservation_fd(reservation *r) {
@@ -255,13 +262,13 @@ int reservation_fd(reservation *r) {
 /* --- fork ------------------------------------------------------------------------------------------------------------- */
 
 void reservation_before_fork(struct reservation *r) {
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     if (r->fork == OS_FORK_SHARE) __atomic_store_n(&r->backing.peers, true, __ATOMIC_RELAXED);
 }
 
 void reservation_after_fork_parent(struct reservation *r) {
     if (r->fork == OS_FORK_COPY) r->shared_epoch++;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 }
 
 /* The operations of threads that do not exist here: what they had half made present, or half given back, is absent. Shared
@@ -283,16 +290,16 @@ static void abandon(struct reservation *r, struct reservation_op *op) {
  * be had for all of the range, as something else was mapped there meanwhile, it is tried for what was ever committed; and
  * nothing of it is unmapped later. */
 static void replace_dropped(struct reservation *r) {
-    r->foreign = os_map_at(r->base, bytes_of(r, r->pages)) != 0;
-    r->lost = r->foreign && r->top && os_map_at(r->base, bytes_of(r, r->top)) != 0;
+    r->address_lost = address_space_fill(r->base, bytes_of(r, r->pages)) != 0;
+    r->lost = r->address_lost && r->present_end && address_space_fill(r->base, bytes_of(r, r->present_end)) != 0;
 }
 
 void reservation_after_fork_child(struct reservation *r) {
-    lock_reset(&r->lock);
+    mutex_reset(&r->lock);
     r->waiters = 0;
     if (r->refuse == -ESHUTDOWN) {
         /* The thread that was about to unmap it stayed with the parent. What is dropped is not mapped here. */
-        r->foreign = r->foreign || r->fork == OS_FORK_DROP;
+        r->address_lost = r->address_lost || r->fork == OS_FORK_DROP;
         reservation_undo(r, NULL);
         return;
     }
@@ -313,10 +320,10 @@ void reservation_after_fork_child(struct reservation *r) {
             continue;
         }
         op_forget_lock(op);
-        if (r->fork == OS_FORK_SHARE) op->parents = true;
+        if (r->fork == OS_FORK_SHARE) op->owned_by_parent = true;
     }
-    for (struct reservation_view *v = r->views, *next; v; v = next) {
-        next = v->next;
-        if (v->passing && !pthread_equal(v->thread, pthread_self())) LIST_REMOVE(r->views, v);
+    for (struct reservation_pin *p = r->pins, *next; p; p = next) {
+        next = p->next;
+        if (p->passing && !pthread_equal(p->thread, pthread_self())) LIST_REMOVE(r->pins, p);
     }
 }

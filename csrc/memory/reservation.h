@@ -14,10 +14,11 @@
 
 #include "arena.h"
 #include "memory/backing.h"
-#include "memory/forks.h"
 #include "memory/preflight.h"
-#include "sys/lock.h"
-#include "sys/os.h"
+#include "memory/registry.h"
+#include "sys/advice.h"
+#include "sys/features.h"
+#include "sys/mutex.h"
 
 struct reservation_op {
     uint64_t first, end; /* pages */
@@ -29,36 +30,37 @@ struct reservation_op {
     uint64_t allocated; /* bytes of the file when it began, see all_are_new */
     bool locked; /* against peers in other processes */
     bool refused; /* that lock could not be had */
-    bool parents; /* in the child of a fork made in its tick: what it made present in shared memory is the parent's */
+    /* In the child of a fork made in its progress call: what it made present in shared memory is the parent's. */
+    bool owned_by_parent;
     pthread_t thread;
-    const struct reservation_op *behind; /* its thread waits for that one, in a tick of this one */
+    const struct reservation_op *behind; /* its thread waits for that one, in a progress call of this one */
     struct reservation_op *next, *prev;
 };
 
 /* Somebody's look at committed memory: it is not released meanwhile. */
-struct reservation_view {
+struct reservation_pin {
     uint64_t first, end; /* pages */
     bool passing;        /* of a call that the child of a fork in another thread will not see the end of */
     pthread_t thread;
-    struct reservation_view *next, *prev;
+    struct reservation_pin *next, *prev;
 };
 
 struct reservation {
-    struct lock lock;
+    struct mutex lock;
     int refuse;       /* 0, or why nothing is done any more: -ESHUTDOWN, closed; -ENOTCONN, dropped at a fork */
     uint32_t turn;    /* moves when an operation ends; waiters sleep on it */
     uint32_t waiters; /* atomic */
     struct reservation_op *ops;
-    struct reservation_view *views;
+    struct reservation_pin *pins;
 
     char *base;
     uint64_t pages;
     unsigned page_shift;
     struct backing backing;
     bool mlocks; /* what is committed is locked */
-    bool locked; /* atomic: something of it was, by that or by lockall.h */
+    bool locked; /* atomic: something of it was, by that or by mlockall.h */
     bool lazy, dump, dropped;
-    bool foreign; /* dropped, and the addresses may belong to someone else now: they are not unmapped */
+    bool address_lost; /* dropped, and the addresses may belong to someone else now: they are not unmapped */
     bool lost;    /* of these there is nothing mapped for us where pages were committed: no use of them is possible */
     enum os_fork fork;
     const char *name;
@@ -73,26 +75,27 @@ struct reservation {
     size_t map_bytes;
     bool map_lazy;
 
-    uint64_t committed, peak, top; /* pages, under the lock; from top on nothing was ever committed */
+    uint64_t committed, peak, present_end; /* pages, under the lock; from present_end on nothing was ever committed */
     uint64_t commits, releases, commit_ns, release_ns;
     uint32_t shared_epoch,
         private_epoch; /* differ: a fork has made pages copy-on-write since they were last populated whole */
-    struct fork_watch watch;
+    struct registry_entry entry;
 };
 
-/* In place, and between forks_hold and forks_let_go: an arena embeds its reservation and is watched for forks itself. */
-int reservation_init(struct reservation *r, const struct reservation_config *config, bool watch,
+/* In place, and between registry_lock and registry_unlock: an arena embeds its reservation and is watched for forks
+ * itself. */
+int reservation_init(struct reservation *r, const struct reservation_config *config, bool registered,
                      struct arena_error *error);
-/* What reservation_close does at last, between forks_hold and forks_let_go; and for one that is not wanted after all, where a
- * file that it created goes too. */
+/* What reservation_close does at last, between registry_lock and registry_unlock; and for one that is not wanted after
+ * all, where a file that it created goes too. */
 void reservation_undo(struct reservation *r, const char *unlink_path);
 /* Is a commit or release under way? */
 bool reservation_busy(struct reservation *r);
 
 /* -ENODATA: not all of it is committed (for writing). -EBUSY: it is being released. -EINVAL, -ENOTCONN and -ESHUTDOWN as
  * reservation_commit. */
-int reservation_look(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write);
-void reservation_look_away(struct reservation *r, struct reservation_view *v);
+int reservation_pin(struct reservation *r, struct reservation_pin *p, uint64_t offset, uint64_t bytes, bool write);
+void reservation_unpin(struct reservation *r, struct reservation_pin *p);
 
 /* A release in two halves, for a caller who must not let anybody commit in between: begin (an operation is noted, no system
  * call is made; -EAGAIN: another is in the way; -EBUSY: somebody looks) and finish. */
@@ -101,12 +104,12 @@ bool reservation_release_closes(const struct reservation *r);
 /* `whole`: also what was never committed of it is kept from others. */
 int reservation_release_begin(struct reservation *r, struct reservation_op *op, uint64_t offset, uint64_t bytes,
                               bool whole);
-int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed, arena_tick tick,
-                               void *arg, struct arena_error *error);
+int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed,
+                               arena_progress progress, void *arg, struct arena_error *error);
 
 /* Populates again, for writing, what is committed for writing in the range and was made copy-on-write by a fork. Errors as
  * reservation_commit; nothing is rolled back, for nothing was absent. */
-int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsigned threads, arena_tick tick,
+int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsigned threads, arena_progress progress,
                            void *arg, struct arena_error *error);
 
 /* Is what is committed for the first time, and again after a release, zero? */
@@ -115,8 +118,8 @@ bool reservation_fresh_is_zero(const struct reservation *r);
 /* Would a commit of so much be refused by the preflight? Errors as reservation_commit. */
 int reservation_preflight(struct reservation *r, uint64_t offset, uint64_t bytes, struct arena_error *error);
 
-/* For forks.h. */
-size_t reservation_ranges(void *r, struct fork_range out[FORKS_RANGES]);
+/* For registry.h. */
+size_t reservation_ranges(void *r, struct registry_range out[REGISTRY_RANGES]);
 int reservation_lock(void *r, bool own);
 
 void reservation_before_fork(struct reservation *r);

@@ -2,10 +2,13 @@
 #include <errno.h>
 #include <string.h>
 
-#include "memory/lockall.h"
+#include "memory/decommit.h"
+#include "memory/mlockall.h"
 #include "memory/populate.h"
 #include "memory/reservation_op.h"
 #include "sys/bitmap.h"
+#include "sys/mlock.h"
+#include "sys/residency.h"
 
 #define RELEASE_STEP ((uint64_t)64 << 20) /* 4 ms of 4 KiB pages: for how long one call keeps the mmap_lock */
 
@@ -14,8 +17,8 @@
 int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end) {
     char *at = at_page(r, first);
     uint64_t bytes = bytes_of(r, end - first);
-    if (!r->lazy && !backing_is_mapped_anew(&r->backing, r->features)) return os_release(r->features, at, bytes);
-    int rc = r->lazy ? os_close(&r->backing.mapping, at, bytes, bytes_of(r, first))
+    if (!r->lazy && !backing_is_mapped_anew(&r->backing, r->features)) return decommit_pages(r->features, at, bytes);
+    int rc = r->lazy ? os_decommit_lazy(&r->backing.mapping, at, bytes, bytes_of(r, first))
                      : os_map_anew(&r->backing.mapping, at, bytes, bytes_of(r, first));
     const char *unused;
     if (rc == 0) (void)reservation_advise(r, at, bytes, &unused);
@@ -45,14 +48,14 @@ int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, b
 int reservation_lock_pages(struct reservation *r, uint64_t first, uint64_t end) {
     if (r->backing.kind->pool) return 0; /* never swapped, and mlock knows nothing of them */
     __atomic_store_n(&r->locked, true, __ATOMIC_RELAXED);
-    if (lockall_commits()) { /* all memory, and so the bookkeeping too */
+    if (mlockall_in_force()) { /* all memory, and so the bookkeeping too */
         (void)os_mlock(&r->present[first / 64], (end - first + 127) / 64 * sizeof *r->present);
         (void)os_mlock(&r->writable[first / 64], (end - first + 127) / 64 * sizeof *r->writable);
     }
     return os_mlock(at_page(r, first), bytes_of(r, end - first));
 }
 
-static bool is_to_be_locked(const struct reservation *r) { return r->mlocks || lockall_commits(); }
+static bool is_to_be_locked(const struct reservation *r) { return r->mlocks || mlockall_in_force(); }
 
 /* Bytes of the machine's memory for each byte committed. A file's pages cost nothing, for the kernel takes them back when
  * it needs to; not so those that are locked. */
@@ -122,7 +125,7 @@ void reservation_roll_back(struct reservation *r, const struct reservation_op *o
      * their first commit here waits until it is over. */
     bool alone = op->alone && backing_lock_early(&r->backing, offset, bytes, &locked) != -EBUSY;
     bool all_ours = alone && backing_alone(&r->backing);
-    bool known = op->locked && !op->alone && !op->parents && r->backing.ours &&
+    bool known = op->locked && !op->alone && !op->owned_by_parent && r->backing.ours &&
                  (backing_shows_data(&r->backing) || all_are_new(r, op));
     for (uint64_t from = op->first; from < op->end;) {
         uint64_t start = bit_next(r->present, from, op->end, false);
@@ -199,7 +202,7 @@ static int populate_pages(struct reservation *r, const struct reservation_op *op
         int rc = 0;
         if (r->lazy && which != HAVING) {
             *step = "mprotect";
-            rc = os_open(at_page(r, start), bytes_of(r, from - start));
+            rc = os_make_accessible(at_page(r, start), bytes_of(r, from - start));
         }
         if (rc == 0) {
             *step = "mlock";
@@ -218,7 +221,7 @@ static int populate_pages(struct reservation *r, const struct reservation_op *op
     return 0;
 }
 
-static struct populate plan(struct reservation *r, struct preparation *how, unsigned threads, arena_tick tick,
+static struct populate plan(struct reservation *r, struct preparation *how, unsigned threads, arena_progress progress,
                             void *arg) {
     const struct backing_kind *kind = r->backing.kind;
     return (struct populate){.features = r->features,
@@ -230,9 +233,9 @@ static struct populate plan(struct reservation *r, struct preparation *how, unsi
                              .costs = costs_of(r, how->write),
                              .prepare = r->backing.mapping.fd >= 0 ? prepare : NULL,
                              .prepare_arg = how,
-                             .tick = tick,
-                             .tick_arg = arg,
-                             .fork_count = &forks_count};
+                             .progress = progress,
+                             .progress_arg = arg,
+                             .fork_generation = &fork_generation};
 }
 
 static void finish_commit(struct reservation *r, struct reservation_op *op, bool write, bool again, uint32_t epoch,
@@ -243,7 +246,7 @@ static void finish_commit(struct reservation *r, struct reservation_op *op, bool
     if (r->committed > r->peak) r->peak = r->committed;
     /* After a fork pages are private again only once everything committed was populated in one go. */
     if (again && r->committed == op->end - op->first) r->private_epoch = epoch;
-    if (op->end > r->top) r->top = op->end;
+    if (op->end > r->present_end) r->present_end = op->end;
     *newly = bytes_of(r, added);
 }
 
@@ -253,9 +256,9 @@ static int explain_commit(struct reservation *r, struct arena_error *e, int rc, 
     struct arena_error unused;
     if (!e) e = &unused;
     reservation_explain(e, rc, op, offset, requested);
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     e->committed = bytes_of(r, r->committed);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (strcmp(op, "mlock") == 0) {
         uint64_t limit, locked;
         os_mlock_limit(&limit, &locked);
@@ -291,9 +294,9 @@ static int explain_commit(struct reservation *r, struct arena_error *e, int rc, 
 /* A commit that peers in other processes, or their lock, did not let begin. */
 static int explain_wait(struct reservation *r, const struct reservation_op *op, int rc, struct arena_error *e) {
     op_explain_lock(r, op, rc, e);
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     if (e) e->committed = bytes_of(r, r->committed);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return rc;
 }
 
@@ -338,8 +341,8 @@ static int shared_by_fork(const struct reservation *r, uint64_t first, uint64_t 
     return rc;
 }
 
-int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads, arena_tick tick,
-                       void *arg, uint64_t *newly, struct arena_error *error) {
+int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool write, unsigned threads,
+                       arena_progress progress, void *arg, uint64_t *newly, struct arena_error *error) {
     uint64_t none;
     if (!newly) newly = &none;
     *newly = 0;
@@ -352,33 +355,33 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     uint64_t asked = 0;
     bool again;
 
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     for (;;) {
         if (r->refuse) {
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return reservation_refused(error, r->refuse, offset, bytes);
         }
         again = (write || r->backing.kind->shared) && r->shared_epoch != r->private_epoch;
         bool there = bit_all(map, op.first, op.end);
         struct reservation_op *other = op_in_the_way(r, op.first, op.end, there && !again);
         if (!other && there && !again) {
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return 0;
         }
         if (!other) break;
-        int rc = op_wait_for(r, other, tick, arg, &asked);
+        int rc = op_wait_for(r, other, progress, arg, &asked);
         if (rc) {
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
         }
     }
     op_begin(r, &op);
     uint32_t epoch = r->shared_epoch;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
 
     uint64_t began = os_now_ns();
     struct preparation how = {.r = r, .op = &op, .write = write};
-    struct populate p = plan(r, &how, threads, tick, arg);
+    struct populate p = plan(r, &how, threads, progress, arg);
     uint64_t pages = op.end - op.first;
     p.total = again ? bytes_of(r, pages) : bytes_of(r, pages - bit_count(map, op.first, op.end));
     struct preflight_report report = {.available = UINT64_MAX};
@@ -393,19 +396,19 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     bool refused = rc != 0;
     if (rc == 0) {
         step = "wait";
-        rc = op_lock_peers(r, &op, tick, arg);
+        rc = op_lock_peers(r, &op, progress, arg);
         if (rc == 0 && !op.alone && r->backing.kind->pool) op.allocated = backing_allocated(&r->backing);
     }
     if (rc == 0) {
-        generation = lockall_generation();
+        generation = mlockall_generation();
         rc = populate_pages(r, &op, map, again ? ALL : LACKING, &p, &step);
         /* Whoever locked or unlocked all memory meanwhile found nothing here yet. */
-        while (rc == 0 && generation != lockall_generation()) {
-            generation = lockall_generation();
+        while (rc == 0 && generation != mlockall_generation()) {
+            generation = mlockall_generation();
             step = "mlock";
             rc = lock_pages(r, op.first, op.end);
         }
-        if (rc == 0 && tick && p.total) rc = tick(arg, p.total, p.total);
+        if (rc == 0 && progress && p.total) rc = progress(arg, p.total, p.total);
         /* First of all: in a cgroup without OOM killer every fault of this process hangs until memory is free again. */
         if (rc) reservation_roll_back(r, &op);
         reservation_forget_made(r, &op);
@@ -413,13 +416,13 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     op_unlock_peers(r, &op);
     if (p.promised) preflight_keep_promise(p.promised);
 
-    lock_take(&r->lock);
-    while (rc == 0 && generation != lockall_generation()) {
+    mutex_lock(&r->lock);
+    while (rc == 0 && generation != mlockall_generation()) {
         /* They leave out what is in our hands. */
-        generation = lockall_generation();
-        lock_drop(&r->lock);
+        generation = mlockall_generation();
+        mutex_unlock(&r->lock);
         (void)lock_pages(r, op.first, op.end);
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
     }
     if (rc == 0) {
         finish_commit(r, &op, write, again, epoch, newly);
@@ -445,33 +448,33 @@ static int populate_readable(struct reservation *r, const struct reservation_op 
 }
 
 /* Populates again what is committed in the range: what a fork has made copy-on-write; or (`all`) whatever it is. */
-static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all, unsigned threads, arena_tick tick,
-                      void *arg, struct arena_error *error) {
+static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all, unsigned threads,
+                      arena_progress progress, void *arg, struct arena_error *error) {
     struct reservation_op op = {0};
     if (!reservation_pages_of(r, offset, bytes, &op.first, &op.end))
         return reservation_explain(error, -EINVAL, "range", offset, bytes);
     uint64_t asked = 0;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     for (;;) {
         if (r->refuse || (!all && r->shared_epoch == r->private_epoch)) {
             int refuse = r->refuse;
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return refuse ? reservation_refused(error, refuse, offset, bytes) : 0;
         }
         struct reservation_op *other = op_in_the_way(r, op.first, op.end, false);
         if (!other) break;
-        int rc = op_wait_for(r, other, tick, arg, &asked);
+        int rc = op_wait_for(r, other, progress, arg, &asked);
         if (rc) {
-            lock_drop(&r->lock);
+            mutex_unlock(&r->lock);
             return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
         }
     }
     op_clip(r, &op);
     op_begin(r, &op);
     uint32_t epoch = r->shared_epoch;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     struct preparation how = {.r = r, .op = &op, .write = true}, reading = {.r = r, .op = &op, .write = false};
-    struct populate p = plan(r, &how, threads, tick, arg);
+    struct populate p = plan(r, &how, threads, progress, arg);
     p.total = bytes_of(r, bit_count(all ? r->present : r->writable, op.first, op.end));
     struct preflight_report report = {.available = UINT64_MAX};
     const char *step = "preflight";
@@ -482,11 +485,11 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     if (shared == 0) p.costs = 0; /* all of it is there, and the process's own */
     if (rc == 0) {
         step = "wait";
-        rc = op_lock_peers(r, &op, tick, arg);
+        rc = op_lock_peers(r, &op, progress, arg);
     }
     if (rc == 0) rc = populate_pages(r, &op, r->writable, HAVING, &p, &step);
     if (rc == 0 && all) {
-        struct populate read = plan(r, &reading, threads, tick, arg);
+        struct populate read = plan(r, &reading, threads, progress, arg);
         read.done = p.done;
         read.total = p.total;
         step = "madvise(MADV_POPULATE_READ)";
@@ -495,8 +498,8 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
     reservation_forget_made(r, &op);
     op_unlock_peers(r, &op);
     if (p.promised) preflight_keep_promise(p.promised);
-    lock_take(&r->lock);
-    if (rc == 0 && op.first == 0 && op.end >= r->top) r->private_epoch = epoch;
+    mutex_lock(&r->lock);
+    if (rc == 0 && op.first == 0 && op.end >= r->present_end) r->private_epoch = epoch;
     op_end(r, &op);
     if (rc && strcmp(step, "wait") == 0) return explain_wait(r, &op, rc, error);
     return rc ? explain_commit(r, error, rc, step, offset, bytes_of(r, op.end) - offset, p.total,
@@ -504,14 +507,14 @@ static int repopulate(reservation *r, uint64_t offset, uint64_t bytes, bool all,
               : 0;
 }
 
-int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsigned threads, arena_tick tick,
+int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsigned threads, arena_progress progress,
                            void *arg, struct arena_error *error) {
-    return repopulate(r, offset, bytes, false, threads, tick, arg, error);
+    return repopulate(r, offset, bytes, false, threads, progress, arg, error);
 }
 
-int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_tick tick, void *arg,
+int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_progress progress, void *arg,
                        struct arena_error *error) {
-    return repopulate(r, offset, bytes, true, 0, tick, arg, error);
+    return repopulate(r, offset, bytes, true, 0, progress, arg, error);
 }
 
 /* Has somebody taken pages out of the file that are committed here? pread gives zeros for them, where a load might be a
@@ -519,10 +522,10 @@ int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_ti
 static bool was_punched(struct reservation *r, uint64_t offset, uint64_t bytes) {
     uint64_t at = offset >> r->page_shift, end = (offset + bytes + bytes_of(r, 1) - 1) >> r->page_shift;
     while (at < end) {
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         uint64_t start = bit_next(r->present, at, end, true);
         at = bit_next(r->present, start, end, false);
-        lock_drop(&r->lock);
+        mutex_unlock(&r->lock);
         uint64_t from = bytes_of(r, start), bytes_there = bytes_of(r, at - start);
         /* Not by a release of our own. */
         if (at > start && backing_has_hole(&r->backing, from, bytes_there) &&
@@ -533,17 +536,17 @@ static bool was_punched(struct reservation *r, uint64_t offset, uint64_t bytes) 
 }
 
 int reservation_copy(reservation *r, uint64_t offset, void *buffer, uint64_t bytes, bool into_reservation) {
-    struct reservation_view here;
+    struct reservation_pin here;
     uint64_t first, end;
     if (!reservation_pages_of(r, offset, bytes, &first, &end)) return -EINVAL;
     /* Of a shared file all can be read, committed or not: the kernel does it without mapping anything. */
     bool anywhere = !into_reservation && r->backing.kind->shared && r->backing.mapping.fd >= 0;
     if (into_reservation && r->backing.mapping.readonly) return -EACCES;
-    int rc = reservation_glance(r, &here, anywhere ? 0 : offset, anywhere ? 0 : bytes, into_reservation);
+    int rc = reservation_pin_for_call(r, &here, anywhere ? 0 : offset, anywhere ? 0 : bytes, into_reservation);
     if (rc) return rc;
     rc = backing_copy(&r->backing, r->base + offset, offset, buffer, bytes, into_reservation);
     if (rc == 0 && anywhere && was_punched(r, offset, bytes)) rc = -EFAULT;
-    reservation_look_away(r, &here);
+    reservation_unpin(r, &here);
     return rc;
 }
 
@@ -553,20 +556,20 @@ int reservation_release_begin(struct reservation *r, struct reservation_op *op, 
                               bool whole) {
     *op = (struct reservation_op){
         .first = offset >> r->page_shift, .end = (offset + bytes) >> r->page_shift, .release = true};
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     int rc = r->refuse;
     if (rc == 0) {
         struct reservation_op *other = op_in_the_way(r, op->first, op->end, false);
         if (other)
             rc = pthread_equal(other->thread, pthread_self()) ? -EDEADLK : -EAGAIN;
-        else if (reservation_looked_at(r, op->first, op->end))
+        else if (reservation_is_pinned(r, op->first, op->end))
             rc = -EBUSY;
     }
     if (rc == 0) {
         if (!whole) op_clip(r, op);
         op_begin(r, op);
     }
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return rc;
 }
 
@@ -575,7 +578,7 @@ bool reservation_release_closes(const struct reservation *r) {
 }
 
 /* Whatever the file has in the range goes, committed here or not. */
-static int discard(struct reservation *r, const struct reservation_op *op, arena_tick tick, void *arg,
+static int discard(struct reservation *r, const struct reservation_op *op, arena_progress progress, void *arg,
                    struct arena_error *error) {
     uint64_t step = bytes_of(r, 1) < RELEASE_STEP ? RELEASE_STEP : bytes_of(r, 1);
     uint64_t at = bytes_of(r, op->first), end = bytes_of(r, op->discard_end), asked = os_now_ns();
@@ -583,8 +586,8 @@ static int discard(struct reservation *r, const struct reservation_op *op, arena
     for (uint64_t n; rc == 0 && at < end; at += n) {
         n = end - at < step ? end - at : step;
         rc = reservation_give_back(r, at >> r->page_shift, (at + n) >> r->page_shift, true);
-        if (rc == 0 && tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
-            rc = tick(arg, at, end);
+        if (rc == 0 && progress && os_now_ns() - asked > RESERVATION_WAIT_NS) {
+            rc = progress(arg, at, end);
             asked = os_now_ns();
         }
         if (rc) reservation_explain(error, rc, "discard", at, n);
@@ -627,22 +630,22 @@ static int release_run(struct reservation *r, const struct reservation_op *op, u
         (void)lock_pages(r, first, end);
         return rc;
     }
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     out->got += rc ? 0 : gets(r, op, first, end);
     uint64_t cleared = bit_fill(r->present, first, end, false);
     (void)bit_fill(r->writable, first, end, false);
     r->committed -= cleared;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     out->pages += cleared;
     return rc;
 }
 
-int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed, arena_tick tick,
-                               void *arg, struct arena_error *error) {
+int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed,
+                               arena_progress progress, void *arg, struct arena_error *error) {
     uint64_t began = os_now_ns(), asked = began, at = op->first;
     struct released released = {.failed = UINT64_MAX};
     uint64_t step = bytes_of(r, 1) < RELEASE_STEP ? RELEASE_STEP >> r->page_shift : 1;
-    int rc = op_lock_peers(r, op, tick, arg);
+    int rc = op_lock_peers(r, op, progress, arg);
     if (rc) op_explain_lock(r, op, rc, error);
     while (rc == 0 && at < op->end) {
         uint64_t start = bit_next(r->present, at, op->end, true), limit = start + step;
@@ -656,15 +659,15 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
             break;
         }
         at = end;
-        if (tick && os_now_ns() - asked > RESERVATION_WAIT_NS) {
-            rc = tick(arg, bytes_of(r, at - op->first), bytes_of(r, op->end - op->first));
+        if (progress && os_now_ns() - asked > RESERVATION_WAIT_NS) {
+            rc = progress(arg, bytes_of(r, at - op->first), bytes_of(r, op->end - op->first));
             if (rc) reservation_explain(error, rc, "release", bytes_of(r, at), bytes_of(r, op->end - at));
             asked = os_now_ns();
         }
     }
-    if (rc == 0 && op->discard_end) rc = discard(r, op, tick, arg, error);
+    if (rc == 0 && op->discard_end) rc = discard(r, op, progress, arg, error);
     op_unlock_peers(r, op);
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     if (released.pages) r->releases++;
     r->release_ns += os_now_ns() - began;
     if (rc && error) error->committed = bytes_of(r, r->committed);
@@ -673,8 +676,8 @@ int reservation_release_finish(struct reservation *r, struct reservation_op *op,
     return rc;
 }
 
-int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool discard, uint64_t *freed, arena_tick tick,
-                        void *arg, struct arena_error *error) {
+int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool discard, uint64_t *freed,
+                        arena_progress progress, void *arg, struct arena_error *error) {
     uint64_t size = bytes_of(r, r->pages), page = bytes_of(r, 1), none;
     if (!freed) freed = &none;
     *freed = 0;
@@ -687,10 +690,10 @@ int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool di
     uint64_t asked = 0;
     int rc;
     while ((rc = reservation_release_begin(r, &op, start, end - start, discard)) == -EAGAIN) {
-        lock_take(&r->lock);
+        mutex_lock(&r->lock);
         const struct reservation_op *other = op_in_the_way(r, op.first, op.end, false);
-        rc = other ? op_wait_for(r, other, tick, arg, &asked) : 0;
-        lock_drop(&r->lock);
+        rc = other ? op_wait_for(r, other, progress, arg, &asked) : 0;
+        mutex_unlock(&r->lock);
         if (rc) return reservation_explain(error, rc, rc == -EDEADLK ? "re-entry" : "wait", offset, bytes);
     }
     if (rc)
@@ -701,7 +704,7 @@ int reservation_release(reservation *r, uint64_t offset, uint64_t bytes, bool di
                                                       : "fork",
                                    offset, bytes);
     if (discard) op.discard_end = end >> r->page_shift;
-    return reservation_release_finish(r, &op, freed, tick, arg, error);
+    return reservation_release_finish(r, &op, freed, progress, arg, error);
 }
 
 bool reservation_fresh_is_zero(const struct reservation *r) { return backing_fresh_is_zero(&r->backing); }

@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "sys/advice.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"
+#include "sys/thread.h"
 
 int reservation_explain(struct arena_error *e, int rc, const char *op, uint64_t offset, uint64_t requested) {
     if (e) {
@@ -54,18 +56,18 @@ void op_end(struct reservation *r, struct reservation_op *op) {
     op_remove(r, op);
     __atomic_fetch_add(&r->turn, 1, __ATOMIC_RELEASE);
     bool wake = __atomic_load_n(&r->waiters, __ATOMIC_RELAXED) != 0;
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (wake) os_wake_all(&r->turn);
 }
 
-/* What this thread, in a tick of its own operations, waits for. */
+/* What this thread, in a progress call of its own operations, waits for. */
 static void wait_behind(struct reservation *r, const struct reservation_op *other) {
     for (struct reservation_op *op = r->ops; op; op = op->next) {
         if (pthread_equal(op->thread, pthread_self())) op->behind = other;
     }
 }
 
-int op_wait_for(struct reservation *r, const struct reservation_op *other, arena_tick tick, void *arg,
+int op_wait_for(struct reservation *r, const struct reservation_op *other, arena_progress progress, void *arg,
                 uint64_t *asked) {
     for (const struct reservation_op *op = other; op; op = op->behind) {
         if (pthread_equal(op->thread, pthread_self())) return -EDEADLK;
@@ -73,32 +75,32 @@ int op_wait_for(struct reservation *r, const struct reservation_op *other, arena
     wait_behind(r, other);
     uint32_t turn = __atomic_load_n(&r->turn, __ATOMIC_ACQUIRE);
     __atomic_fetch_add(&r->waiters, 1, __ATOMIC_RELAXED);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     if (*asked == 0) *asked = os_now_ns();
     os_wait(&r->turn, turn, RESERVATION_WAIT_NS);
     __atomic_fetch_sub(&r->waiters, 1, __ATOMIC_RELAXED);
     uint64_t now = os_now_ns();
     int rc = 0;
-    if (tick && now - *asked >= RESERVATION_WAIT_NS) {
+    if (progress && now - *asked >= RESERVATION_WAIT_NS) {
         *asked = now;
-        rc = tick(arg, 0, 0);
+        rc = progress(arg, 0, 0);
     }
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     wait_behind(r, NULL);
     return rc;
 }
 
 void op_clip(const struct reservation *r, struct reservation_op *op) {
-    if (op->end > r->top) op->end = r->top > op->first ? r->top : op->first;
+    if (op->end > r->present_end) op->end = r->present_end > op->first ? r->present_end : op->first;
 }
 
-/* How many such locks this thread holds: in a tick of one operation it might wait for itself, by way of another reservation
- * of the same file. */
+/* How many such locks this thread holds: in a progress call of one operation it might wait for itself, by way of
+ * another reservation of the same file. */
 static _Thread_local unsigned peer_locks;
 
 #define UNSURE_TRIES 1000 /* of a millisecond, where the kernel says neither that the lock is held nor that it is not */
 
-int op_lock_peers(struct reservation *r, struct reservation_op *op, arena_tick tick, void *arg) {
+int op_lock_peers(struct reservation *r, struct reservation_op *op, arena_progress progress, void *arg) {
     uint64_t began = os_now_ns(), asked = began, offset = bytes_of(r, op->first);
     unsigned unsure = 0;
     int rc;
@@ -110,9 +112,9 @@ int op_lock_peers(struct reservation *r, struct reservation_op *op, arena_tick t
         if (rc == -EBUSY) again = os_is_main_thread() || now - began < r->peer_wait_ns;
         if (!again) break;
         os_sleep_us(1000);
-        if (tick && now - asked >= RESERVATION_WAIT_NS) {
+        if (progress && now - asked >= RESERVATION_WAIT_NS) {
             asked = now;
-            if ((rc = tick(arg, 0, 0)) != 0) return rc;
+            if ((rc = progress(arg, 0, 0)) != 0) return rc;
         }
     }
     op->refused = rc != 0;
@@ -153,42 +155,43 @@ static bool being_released(const struct reservation *r, uint64_t first, uint64_t
 bool reservation_is_committed(reservation *r, uint64_t offset, uint64_t bytes, bool write) {
     uint64_t first, end;
     if (!reservation_pages_of(r, offset, bytes, &first, &end)) return false;
-    lock_take(&r->lock);
+    mutex_lock(&r->lock);
     bool yes = all_committed(r, first, end, write) && !being_released(r, first, end);
-    lock_drop(&r->lock);
+    mutex_unlock(&r->lock);
     return yes;
 }
 
-static int look(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write,
-                bool passing) {
-    *v = (struct reservation_view){.passing = passing, .thread = pthread_self()};
-    if (!reservation_pages_of(r, offset, bytes, &v->first, &v->end)) return -EINVAL;
-    lock_take(&r->lock);
+static int pin(struct reservation *r, struct reservation_pin *p, uint64_t offset, uint64_t bytes, bool write,
+               bool passing) {
+    *p = (struct reservation_pin){.passing = passing, .thread = pthread_self()};
+    if (!reservation_pages_of(r, offset, bytes, &p->first, &p->end)) return -EINVAL;
+    mutex_lock(&r->lock);
     int rc = r->refuse;
-    if (rc == 0 && being_released(r, v->first, v->end)) rc = -EBUSY;
-    if (rc == 0 && !all_committed(r, v->first, v->end, write)) rc = -ENODATA;
-    if (rc == 0) LIST_PUSH(r->views, v);
-    lock_drop(&r->lock);
+    if (rc == 0 && being_released(r, p->first, p->end)) rc = -EBUSY;
+    if (rc == 0 && !all_committed(r, p->first, p->end, write)) rc = -ENODATA;
+    if (rc == 0) LIST_PUSH(r->pins, p);
+    mutex_unlock(&r->lock);
     return rc;
 }
 
-int reservation_look(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write) {
-    return look(r, v, offset, bytes, write, false);
+int reservation_pin(struct reservation *r, struct reservation_pin *p, uint64_t offset, uint64_t bytes, bool write) {
+    return pin(r, p, offset, bytes, write, false);
 }
 
-int reservation_glance(struct reservation *r, struct reservation_view *v, uint64_t offset, uint64_t bytes, bool write) {
-    return look(r, v, offset, bytes, write, true);
+int reservation_pin_for_call(struct reservation *r, struct reservation_pin *p, uint64_t offset, uint64_t bytes,
+                             bool write) {
+    return pin(r, p, offset, bytes, write, true);
 }
 
-void reservation_look_away(struct reservation *r, struct reservation_view *v) {
-    lock_take(&r->lock);
-    LIST_REMOVE(r->views, v);
-    lock_drop(&r->lock);
+void reservation_unpin(struct reservation *r, struct reservation_pin *p) {
+    mutex_lock(&r->lock);
+    LIST_REMOVE(r->pins, p);
+    mutex_unlock(&r->lock);
 }
 
-bool reservation_looked_at(const struct reservation *r, uint64_t first, uint64_t end) {
-    for (const struct reservation_view *v = r->views; v; v = v->next) {
-        if (v->first < end && first < v->end) return true;
+bool reservation_is_pinned(const struct reservation *r, uint64_t first, uint64_t end) {
+    for (const struct reservation_pin *p = r->pins; p; p = p->next) {
+        if (p->first < end && first < p->end) return true;
     }
     return false;
 }

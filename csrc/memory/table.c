@@ -2,14 +2,19 @@
 
 #include <errno.h>
 
-#include "memory/lockall.h"
-#include "sys/os.h"
+#include "memory/address_space.h"
+#include "memory/decommit.h"
+#include "memory/mlockall.h"
+#include "memory/populate.h"
+#include "sys/advice.h"
+#include "sys/mlock.h"
+#include "sys/page.h"
 
 int table_reserve(struct table *t, size_t bytes, const struct os_features *features) {
     void *base;
     t->features = features;
     t->bytes = (bytes + OS_PAGE - 1) & ~(OS_PAGE - 1);
-    int rc = os_reserve(&os_anonymous, t->bytes, OS_PAGE, &base, &t->lazy);
+    int rc = address_space_reserve(&os_anonymous, t->bytes, OS_PAGE, &base, &t->lazy);
     if (rc) return rc;
     t->base = base;
     /* A huge page here would be 2 MiB for the sake of a few entries. */
@@ -23,21 +28,18 @@ int table_populate(struct table *t, size_t offset, size_t bytes) {
     size_t start = offset & ~(OS_PAGE - 1), end = (offset + bytes + OS_PAGE - 1) & ~(OS_PAGE - 1);
     if (end > t->bytes) end = t->bytes;
     if (start >= end) return 0;
-    int rc = t->lazy ? os_open(t->base + start, end - start) : 0;
+    int rc = t->lazy ? os_make_accessible(t->base + start, end - start) : 0;
     if (rc) return rc;
-    if (t->features->populate)
-        rc = os_populate(t->base + start, end - start, true);
-    else
-        os_touch(t->base + start, end - start, OS_PAGE, true);
+    rc = populate_at_once(t->features, t->base + start, end - start, true, true);
     /* Afterwards: whoever locks all memory at this moment either finds it present, or was before us. */
-    return rc == 0 && lockall_commits() ? os_mlock(t->base + start, end - start) : rc;
+    return rc == 0 && mlockall_in_force() ? os_mlock(t->base + start, end - start) : rc;
 }
 
 void table_clear(struct table *t) {
     if (t->lazy)
-        (void)os_close(&os_anonymous, t->base, t->bytes, 0);
+        (void)os_decommit_lazy(&os_anonymous, t->base, t->bytes, 0);
     else
-        (void)os_release(t->features, t->base, t->bytes);
+        (void)decommit_pages(t->features, t->base, t->bytes);
 }
 
 void table_unmap(struct table *t) {

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "sys/os.h"
+#include "sys/features.h"
 
 struct table {
     char *base;

@@ -10,9 +10,9 @@
  * there is no moment in between.
  *
  * The child of a fork has the pins of its parent, but not the threads that were inside. So the word says in which process its
- * calls and its hold are meant, by the number of forks that made it (forks_count, the argument `forks` here): in a later one
- * they count for nothing. Whoever was inside when he forked (in a tick, from a signal handler) is not counted in the child
- * either: what he is in the middle of is known to the core by its operations. */
+ * calls and its hold are meant, by the number of forks that made it (fork_generation, the argument `forks` here): in a
+ * later one they count for nothing. Whoever was inside when he forked (in a progress call, from a signal handler) is
+ * not counted in the child either: what he is in the middle of is known to the core by its operations. */
 #ifndef ARENA_USERS_H
 #define ARENA_USERS_H
 

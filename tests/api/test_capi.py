@@ -26,17 +26,17 @@ CAPSULE = b"arena._core._C_API"
 # What of arena.h a reader of cffi needs; cffi asks the compiler for what the dots leave out.
 DECLARED = """
 typedef struct arena arena;
-typedef int (*arena_tick)(void *arg, uint64_t done, uint64_t total);
+typedef int (*arena_progress)(void *arg, uint64_t done, uint64_t total);
 struct arena_error { int err; const char *op; uint64_t requested, committed, available; ...; };
 struct arena_block { uint64_t handle, offset, bytes; void *address; uint64_t dirty; };
 struct arena_api {
     uint32_t version;
     arena *(*of)(void *py_arena);
-    int (*alloc)(arena *, uint64_t bytes, uint64_t align, unsigned flags, arena_tick, void *arg, struct arena_block *,
-                 struct arena_error *);
-    int (*attempt)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
+    int (*alloc)(arena *, uint64_t bytes, uint64_t align, unsigned flags, arena_progress, void *arg,
+                 struct arena_block *, struct arena_error *);
+    int (*alloc_committed)(arena *, uint64_t bytes, uint64_t align, struct arena_block *);
     int (*free)(arena *, uint64_t handle);
-    int (*resize)(arena *, uint64_t handle, uint64_t bytes, arena_tick, void *arg, struct arena_block *,
+    int (*resize)(arena *, uint64_t handle, uint64_t bytes, arena_progress, void *arg, struct arena_block *,
                   struct arena_error *);
     int (*find)(arena *, const void *address, struct arena_block *);
 };

@@ -197,7 +197,7 @@ while time.perf_counter() < end:
 
 
 def test_daemon_threads_take_their_helpers_along_at_interpreter_exit() -> None:
-    """The interpreter ends them where they ask for the GIL: in a tick, deep in C."""
+    """The interpreter ends them where they ask for the GIL: in a progress call, deep in C."""
     for i in range(8):
         done = run_child(AT_EXIT.format(wait=0.05 + 0.02 * i))
         assert done.returncode == 0, f"{done.returncode}: {done.stderr}"

@@ -20,8 +20,8 @@ KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 PAGE, HUGE, CHUNK = 4 * KIB, 2 * MIB, 64 * KIB
 EVER = (1 << 64) - 1
 ZERO, NO_GROW = 1, 2
-STOP = errno.ESTALE  # what our ticks say: nothing else here says it
-LONG = 256 * MIB  # of 4 KiB pages: populating it takes far longer than the 10 ms until the tick is asked
+STOP = errno.ESTALE  # what our progress calls say: nothing else here says it
+LONG = 256 * MIB  # of 4 KiB pages: populating it takes far longer than the 10 ms until the progress call is asked
 
 EXTRA = """
 #define _GNU_SOURCE
@@ -74,8 +74,8 @@ void wait_for_peers(reservation *r, uint64_t ns) { r->peer_wait_ns = ns; }
 
 /* A lock whose holder does not exist. */
 void take_from_nobody(void) {
-    struct lock l = {0x3ffffffe};
-    lock_take(&l);
+    struct mutex l = {.word = 0x3ffffffe};
+    mutex_lock(&l);
 }
 
 int index_check(arena *a) { return freelist_check(&a->index); }
@@ -104,17 +104,17 @@ int os_residency(const struct os_features *f, const void *addr, size_t bytes, st
 
 @functools.cache
 def library() -> Any:
-    structs = struct("sys/os.h", "os_features") + struct("sys/os.h", "os_residency")
-    declared = declarations("include/arena.h") + declarations("alloc/heap.h") + structs + EXTRA_DECLARED
+    structs = struct("sys/features.h", "os_features") + struct("sys/residency.h", "os_residency")
+    declared = declarations("include/arena.h") + declarations("alloc/malloc_adapter.h") + structs + EXTRA_DECLARED
     with tempfile.TemporaryDirectory() as folder:
         return build(ffi, Path(folder, "core.so"), sorted(CSRC.glob("*/*.c")), EXTRA, declared)
 
 
-lost: list[BaseException] = []  # for the tests to raise, see ticking
+lost: list[BaseException] = []  # for the tests to raise, see progress_of
 
 
-def ticking(function: Callable[[], int]) -> Any:
-    """A tick for the core. What it raises stops the call, and is raised again when the test is over."""
+def progress_of(function: Callable[[], int]) -> Any:
+    """A progress call for the core. What it raises stops the call, and is raised again when the test is over."""
 
     def remember(kind: type, error: BaseException, traceback: object) -> None:
         lost[:] = [error]
@@ -164,14 +164,14 @@ class Thread(threading.Thread):
 
 
 def blocking(entered: threading.Event, leave: threading.Event, answer: int) -> Any:
-    """A tick in which the commit stands still until it is told to go on."""
+    """A progress call in which the commit stands still until it is told to go on."""
 
-    def tick() -> int:
+    def progress() -> int:
         entered.set()
         assert leave.wait(20)
         return answer
 
-    return ticking(tick)
+    return progress_of(progress)
 
 
 # --- the two objects, and Python types around them --------------------------------------------------------------------
@@ -206,22 +206,22 @@ class Range:
         committed: int = self.stats().committed
         return committed
 
-    def commit(self, offset: int, n: int, *, write: bool = True, threads: int = 1, tick: Any = NULL) -> int:
+    def commit(self, offset: int, n: int, *, write: bool = True, threads: int = 1, progress: Any = NULL) -> int:
         newly = ffi.new("uint64_t *", 12345)
-        rc = self.lib.reservation_commit(self.c, offset, n, write, threads, tick, NULL, newly, self.error)
+        rc = self.lib.reservation_commit(self.c, offset, n, write, threads, progress, NULL, newly, self.error)
         assert rc == 0 or newly[0] == 0
         must(rc)
         value: int = newly[0]
         return value
 
-    def release(self, offset: int, n: int, *, tick: Any = NULL) -> int:
+    def release(self, offset: int, n: int, *, progress: Any = NULL) -> int:
         freed = ffi.new("uint64_t *", 12345)
-        must(self.lib.reservation_release(self.c, offset, n, False, freed, tick, NULL, self.error))
+        must(self.lib.reservation_release(self.c, offset, n, False, freed, progress, NULL, self.error))
         value: int = freed[0]
         return value
 
-    def verify(self, offset: int, n: int, *, tick: Any = NULL) -> None:
-        must(self.lib.reservation_verify(self.c, offset, n, tick, NULL, self.error))
+    def verify(self, offset: int, n: int, *, progress: Any = NULL) -> None:
+        must(self.lib.reservation_verify(self.c, offset, n, progress, NULL, self.error))
 
     def has(self, offset: int, n: int, *, write: bool = True) -> bool:
         return bool(self.lib.reservation_is_committed(self.c, offset, n, write))
@@ -282,34 +282,34 @@ class Arena:
         b = self.block
         return Block(b.handle, b.offset, b.bytes, int(ffi.cast("uintptr_t", b.address)), b.dirty)
 
-    def alloc(self, n: int, align: int = 64, flags: int = 0, *, tick: Any = NULL) -> Block:
-        must(self.lib.arena_alloc(self.c, n, align, flags, tick, NULL, self.block, self.error))
+    def alloc(self, n: int, align: int = 64, flags: int = 0, *, progress: Any = NULL) -> Block:
+        must(self.lib.arena_alloc(self.c, n, align, flags, progress, NULL, self.block, self.error))
         return self.answer()
 
-    def attempt(self, n: int, align: int = 64) -> Block:
-        must(self.lib.arena_try(self.c, n, align, self.block))
+    def alloc_committed(self, n: int, align: int = 64) -> Block:
+        must(self.lib.arena_alloc_committed(self.c, n, align, self.block))
         return self.answer()
 
     def free(self, handle: int) -> None:
         must(self.lib.arena_free(self.c, handle))
 
-    def give(self, handle: int) -> bool:
-        must(self.lib.arena_give(self.c, handle, self.due))
+    def free_deferred(self, handle: int) -> bool:
+        must(self.lib.arena_free_deferred(self.c, handle, self.due))
         return bool(self.due[0])
 
-    def collect(self) -> None:
-        must(self.lib.arena_collect(self.c))
+    def purge(self) -> None:
+        must(self.lib.arena_purge(self.c))
 
-    def resize(self, handle: int, n: int, *, tick: Any = NULL) -> Block:
-        must(self.lib.arena_resize(self.c, handle, n, tick, NULL, self.block, self.error))
+    def resize(self, handle: int, n: int, *, progress: Any = NULL) -> Block:
+        must(self.lib.arena_resize(self.c, handle, n, progress, NULL, self.block, self.error))
         return self.answer()
 
     def find(self, address: int) -> Block:
         must(self.lib.arena_find(self.c, ffi.cast("void *", address), self.block))
         return self.answer()
 
-    def warm(self, n: int, *, tick: Any = NULL) -> None:
-        must(self.lib.arena_warm(self.c, n, 0, tick, NULL, self.error))
+    def warm(self, n: int, *, progress: Any = NULL) -> None:
+        must(self.lib.arena_warm(self.c, n, 0, progress, NULL, self.error))
 
     def trim(self, keep: int = 0) -> int:
         freed = ffi.new("uint64_t *")

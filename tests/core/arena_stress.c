@@ -1,8 +1,9 @@
-/* Many threads on one arena, then on one reservation, through arena.h and heap.h alone. Built and run by tests/core/sanitize.
+/* Many threads on one arena, then on one reservation, through arena.h and malloc_adapter.h alone. Built and run by tests/core/sanitize.
  *
  * Each round has a new arena of another kind. What a thread wrote into its blocks it finds there again, what it is told is
- * zero is zero, and at the end of a round nothing is left over. Commits are refused by their tick now and then, while others
- * wait for the same chunk; and forks are made in the middle of it all, whose children have to find a sane arena.
+ * zero is zero, and at the end of a round nothing is left over. Commits are refused by their progress call now and
+ * then, while others wait for the same chunk; and forks are made in the middle of it all, whose children have to find a
+ * sane arena.
  *
  * ARENA_STRESS_SECONDS is how long (20); the argument is the seed. */
 #define _GNU_SOURCE
@@ -16,8 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "alloc/malloc_adapter.h"
 #include "arena.h"
-#include "alloc/heap.h"
 
 #define WORKERS 8u
 #define HELD 1500u /* times the workers: several times what the index has room for at first */
@@ -28,7 +29,7 @@
 #define KIB ((uint64_t)1 << 10)
 #define MIB ((uint64_t)1 << 20)
 #define LARGEST (512 * MIB)
-#define REFUSED (-ESTALE) /* what our ticks say: nothing else here says it */
+#define REFUSED (-ESTALE) /* what our progress calls say: nothing else here says it */
 
 #ifndef __has_feature
 #define __has_feature(x) 0
@@ -57,12 +58,12 @@ struct worker {
     arena *arena;
     reservation *reservation;
     uint64_t state, end_ns, live;
-    struct heap heap;
+    struct malloc_adapter heap;
     struct arena_block held[HELD];
     uint64_t mark[HELD];
     bool in_heap[HELD]; /* to be freed by its address */
     uint32_t count;
-    bool refused, nested; /* its tick has refused; it is inside one */
+    bool refused, nested; /* its progress call has refused; it is inside one */
     uint64_t allocs, refusals, forks;
 };
 
@@ -177,10 +178,10 @@ static void check_new(struct worker *w, const struct arena_block *b, uint64_t as
 
 static int alloc_inside(struct worker *w);
 
-static int tick(void *arg, uint64_t done, uint64_t total) {
+static int progress(void *arg, uint64_t done, uint64_t total) {
     struct worker *w = arg;
     MUST_BE(done, done <= total);
-    /* In a tick inside a tick always: two threads may wait there for each other's chunk. */
+    /* In a progress call inside a progress call always: two threads may wait there for each other's chunk. */
     if (w->nested) return REFUSED;
     if (draw(w, 4) == 0) {
         w->nested = true;
@@ -195,14 +196,14 @@ static int tick(void *arg, uint64_t done, uint64_t total) {
 static int alloc_inside(struct worker *w) {
     struct arena_block b;
     if (!w->arena) return 0;
-    int rc = arena_alloc(w->arena, 100, 64, ARENA_ZERO, tick, w, &b, NULL);
+    int rc = arena_alloc(w->arena, 100, 64, ARENA_ZERO, progress, w, &b, NULL);
     if (rc) return rc;
     check_new(w, &b, 100, 64, true);
     fill(b.address, b.bytes, 1);
     return arena_free(w->arena, b.handle);
 }
 
-/* An answer that is not 0 is what this thread's own tick said, or this other. */
+/* An answer that is not 0 is what this thread's own progress call said, or this other. */
 static bool answered(struct worker *w, int rc, const struct arena_error *e, int other) {
     MUST_BE(rc, (rc == REFUSED) == w->refused);
     MUST_BE(rc, rc == 0 || rc == REFUSED || rc == other);
@@ -219,15 +220,16 @@ static void alloc_one(struct worker *w) {
     struct arena_block b;
     int rc;
     if (align > chunk) align = chunk;
-    /* Long enough in the making that the tick is asked, and others come to wait for its first and last chunk. */
+    /* Long enough in the making that the progress call is asked, and others come to wait for its first and last
+     * chunk. */
     if (draw(w, 1000) == 0) n = 16 * MIB + draw(w, 32 * MIB);
     if (w->count == HELD || w->live + n > LIVE_MOST + (n > 4 * MIB ? n : 0)) return;
     if (draw(w, 2)) {
-        rc = arena_try(w->arena, n, align, &b);
+        rc = arena_alloc_committed(w->arena, n, align, &b);
         flags = 0;
         MUST_BE(rc, rc == 0 || rc == -ENOSPC || rc == -EAGAIN);
     } else {
-        rc = arena_alloc(w->arena, n, align, flags, draw(w, 4) ? tick : NULL, w, &b, e);
+        rc = arena_alloc(w->arena, n, align, flags, draw(w, 4) ? progress : NULL, w, &b, e);
         (void)answered(w, rc, e, -ENOSPC);
     }
     if (rc) return;
@@ -238,9 +240,9 @@ static void alloc_one(struct worker *w) {
 static void *leave(void) { return &workers; }
 static void come_back(void *held) { MUST(held == &workers); }
 
-/* What a heap said: NULL is what the tick refused, or a full arena. Where it refused to let a block grow there may have been
- * another place for it. */
-static bool heap_answered(struct worker *w, const void *at) {
+/* What a heap said: NULL is what the progress call refused, or a full arena. Where it refused to let a block grow there
+ * may have been another place for it. */
+static bool adapter_answered(struct worker *w, const void *at) {
     MUST_BE(errno, at || errno == ENOMEM);
     w->refusals += w->refused;
     w->refused = false;
@@ -252,8 +254,8 @@ static void malloc_one(struct worker *w) {
     bool zero = draw(w, 2) != 0;
     struct arena_block b;
     if (w->count == HELD || w->live + n > LIVE_MOST) return;
-    void *at = zero ? heap_calloc(&w->heap, 1, n) : heap_malloc(&w->heap, n);
-    if (!heap_answered(w, at)) return;
+    void *at = zero ? adapter_calloc(&w->heap, 1, n) : adapter_malloc(&w->heap, n);
+    if (!adapter_answered(w, at)) return;
     MUST(arena_find(w->arena, at, &b) == 0);
     if (zero) b.dirty = 0;
     check_new(w, &b, n, 64, zero);
@@ -278,13 +280,13 @@ static void free_one(struct worker *w, uint32_t i) {
     check_held(w, i);
     forget(w, i);
     if (at) {
-        heap_free(&workers[draw(w, WORKERS)].heap, at, 12345);
+        adapter_free(&workers[draw(w, WORKERS)].heap, at, 12345);
     } else if (draw(w, 2)) {
         MUST(arena_free(w->arena, handle) == 0);
     } else {
         bool due;
-        MUST(arena_give(w->arena, handle, &due) == 0);
-        if (due) MUST(arena_collect(w->arena) == 0);
+        MUST(arena_free_deferred(w->arena, handle, &due) == 0);
+        if (due) MUST(arena_purge(w->arena) == 0);
     }
     if (draw(w, 8) == 0) MUST(arena_free(w->arena, handle) == -EINVAL);
 }
@@ -300,8 +302,8 @@ static void find_one(const struct worker *w, uint32_t i) {
 
 static void realloc_one(struct worker *w, uint32_t i, uint64_t n) {
     struct arena_block *had = &w->held[i], b;
-    void *at = heap_realloc(&w->heap, had->address, n);
-    if (!heap_answered(w, at)) {
+    void *at = adapter_realloc(&w->heap, had->address, n);
+    if (!adapter_answered(w, at)) {
         find_one(w, i);
         return;
     }
@@ -322,7 +324,7 @@ static void resize_one(struct worker *w, uint32_t i) {
         realloc_one(w, i, n);
         return;
     }
-    int rc = arena_resize(w->arena, had->handle, n, draw(w, 4) ? tick : NULL, w, &b, e);
+    int rc = arena_resize(w->arena, had->handle, n, draw(w, 4) ? progress : NULL, w, &b, e);
     if (!answered(w, rc, e, -ENOSPC)) {
         find_one(w, i);
         return;
@@ -373,7 +375,7 @@ static void look(const struct worker *w) {
 
 static void warm(struct worker *w) {
     struct arena_error error, *e = draw(w, 2) ? &error : NULL;
-    int rc = arena_warm(w->arena, 1 + draw(w, 16 * MIB), in_child ? 1 : (unsigned)draw(w, 3), tick, w, e);
+    int rc = arena_warm(w->arena, 1 + draw(w, 16 * MIB), in_child ? 1 : (unsigned)draw(w, 3), progress, w, e);
     (void)answered(w, rc, e, -ENOSPC);
 }
 
@@ -451,9 +453,9 @@ static void use_inherited(struct worker *w) {
 
 static void use_dropped(struct worker *w) {
     struct arena_block b;
-    MUST(arena_try(w->arena, 64, 64, &b) == -ENOTCONN);
-    MUST(arena_alloc(w->arena, 64, 64, 0, tick, w, &b, NULL) == -ENOTCONN);
-    MUST(arena_warm(w->arena, 64, 0, tick, w, NULL) == -ENOTCONN);
+    MUST(arena_alloc_committed(w->arena, 64, 64, &b) == -ENOTCONN);
+    MUST(arena_alloc(w->arena, 64, 64, 0, progress, w, &b, NULL) == -ENOTCONN);
+    MUST(arena_warm(w->arena, 64, 0, progress, w, NULL) == -ENOTCONN);
     for (uint32_t i = 0; i < w->count; i++) {
         MUST(is_zero(w->held[i].address, w->held[i].bytes));
         MUST(arena_free(w->arena, w->held[i].handle) == 0);
@@ -496,7 +498,8 @@ static void run_workers(void *(*run)(void *), const struct setting *s, arena *a,
         w->setting = s;
         w->arena = a;
         w->reservation = r;
-        w->heap = (struct heap){.arena = a, .leave = leave, .come_back = come_back, .tick = tick, .arg = w};
+        w->heap = (struct malloc_adapter){
+            .arena = a, .leave = leave, .come_back = come_back, .progress = progress, .arg = w};
         w->end_ns = end;
         MUST(w->count == 0 && w->live == 0);
     }
@@ -527,7 +530,7 @@ static void check_empty(arena *a, const struct setting *s) {
         MUST_BE(b[i].dirty, (i || b[i].dirty == 0) && is_zero(b[i].address, b[i].bytes));
     }
     MUST(arena_close(a, false) == 0 && arena_close(a, false) == 0);
-    MUST(arena_try(a, 64, 64, &none) == -ESHUTDOWN);
+    MUST(arena_alloc_committed(a, 64, 64, &none) == -ESHUTDOWN);
     MUST(arena_alloc(a, 64, 64, 0, NULL, NULL, &none, NULL) == -ESHUTDOWN);
     for (int i = 0; i < 3; i++) MUST(arena_free(a, b[i].handle) == 0);
     arena_get(a, &t);
@@ -563,7 +566,7 @@ static uint64_t share(const struct worker *w) { return w->setting->size / WORKER
 /* Releases in everybody's halves. */
 static void release_shared(struct worker *w) {
     uint64_t half = share(w) / 2, at = draw(w, half), n = draw(w, half - at), freed;
-    int rc = reservation_release(w->reservation, draw(w, WORKERS) * share(w) + half + at, n, false, &freed, tick, w,
+    int rc = reservation_release(w->reservation, draw(w, WORKERS) * share(w) + half + at, n, false, &freed, progress, w,
                                  NULL);
     (void)answered(w, rc, NULL, 0);
     MUST_BE(freed, freed <= n);
@@ -574,7 +577,7 @@ static void commit_shared(struct worker *w) {
     struct arena_error error, *e = draw(w, 2) ? &error : NULL;
     uint64_t size = w->setting->size, at = draw(w, size), n = draw(w, size - at), newly;
     if (draw(w, 4)) n %= 2 * MIB;
-    int rc = reservation_commit(w->reservation, at, n, draw(w, 4) != 0, (unsigned)draw(w, 3), tick, w, &newly, e);
+    int rc = reservation_commit(w->reservation, at, n, draw(w, 4) != 0, (unsigned)draw(w, 3), progress, w, &newly, e);
     MUST_BE(newly, rc == 0 || newly == 0);
     (void)answered(w, rc, e, 0);
 }
@@ -583,7 +586,7 @@ static void commit_shared(struct worker *w) {
 static void verify_shared(struct worker *w) {
     struct arena_error error, *e = draw(w, 2) ? &error : NULL;
     uint64_t size = w->setting->size, at = draw(w, size), n = draw(w, size - at) % (8 * MIB);
-    int rc = reservation_verify(w->reservation, at, n, tick, w, e);
+    int rc = reservation_verify(w->reservation, at, n, progress, w, e);
     (void)answered(w, rc, e, 0);
 }
 
@@ -605,7 +608,7 @@ static void use_own(struct worker *w, char *base, bool *held) {
         return;
     }
     bool write = draw(w, 4) != 0;
-    rc = reservation_commit(r, at, bytes, write, (unsigned)draw(w, 3), tick, w, NULL, &error);
+    rc = reservation_commit(r, at, bytes, write, (unsigned)draw(w, 3), progress, w, NULL, &error);
     if (!answered(w, rc, &error, 0)) return;
     MUST(reservation_is_committed(r, at, bytes, write));
     MUST(is_zero(base, bytes));

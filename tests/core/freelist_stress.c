@@ -43,7 +43,7 @@ struct world {
     struct freelist index;
     struct freelist_layout layout;
     struct freelist_tables tables;
-    uint64_t *touched;
+    uint64_t *index_ready;
     size_t table_bytes[5];
     uint64_t handle[BLOCKS], offset[BLOCKS], size[BLOCKS];
     unsigned char *owner, *committed; /* by granule: is it live; by chunk */
@@ -79,7 +79,7 @@ static void touch(struct world *w, uint64_t first, uint64_t last) {
         table_open(w->tables.map, part[0].offset, part[0].bytes);
         table_open(w->tables.side, part[1].offset, part[1].bytes);
         table_open(w->tables.chunk, part[2].offset, part[2].bytes);
-        w->touched[at / 64] |= 1ull << (at % 64);
+        w->index_ready[at / 64] |= 1ull << (at % 64);
     }
 }
 
@@ -94,8 +94,8 @@ static void world_new(struct world *w, uint64_t granules, uint32_t chunk_shift, 
         w->tables = (struct freelist_tables){table_new(bytes[0], false), table_new(bytes[1], false),
                                              table_new(bytes[2], true), table_new(bytes[3], true),
                                              table_new(bytes[4], true)};
-        w->touched = calloc((granules >> chunk_shift) / 64 + 1, 8);
-        MUST(w->touched);
+        w->index_ready = calloc((granules >> chunk_shift) / 64 + 1, 8);
+        MUST(w->index_ready);
         table_open(w->tables.chunk, 0, l->summary_bytes);
         touch(w, 0, 0);
     } else { /* from the heap, so that the sanitizer sees the ends */
@@ -106,7 +106,7 @@ static void world_new(struct world *w, uint64_t granules, uint32_t chunk_shift, 
     w->committed = calloc((granules >> chunk_shift) + 1, 1);
     MUST(w->owner && w->committed);
     freelist_init(&w->index, l, &w->tables, 4, 2, closed ? UINT32_MAX - 1000 : 0);
-    w->index.touched = w->touched;
+    w->index.index_ready = w->index_ready;
 }
 
 static void world_drop(struct world *w) {
@@ -119,7 +119,7 @@ static void world_drop(struct world *w) {
             free(table[i]);
         }
     }
-    free(w->touched);
+    free(w->index_ready);
     free(w->owner);
     free(w->committed);
 }

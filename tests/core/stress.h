@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "sys/os.h"
+#include "sys/thread.h"
 
 #define MUST(x)                                                     \
     do {                                                            \

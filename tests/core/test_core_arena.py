@@ -30,8 +30,8 @@ from core._core import (
     blocking,
     ffi,
     library,
+    progress_of,
     stop,
-    ticking,
 )
 
 pytestmark = pytest.mark.slow  # the same on every CPython
@@ -112,7 +112,7 @@ def test_a_handle_is_good_until_its_block_is_freed(make: Any) -> None:
     again = a.alloc(100)
     assert again.address == first.address and again.handle != first.handle
     for _ in range(2):
-        for function in (a.free, a.give):
+        for function in (a.free, a.free_deferred):
             refused(errno.EINVAL, function, first.handle)
         refused(errno.EINVAL, a.resize, first.handle, 10)
         assert ffi.string(a.error.op) == b"resize"
@@ -140,14 +140,14 @@ def test_requests_that_make_no_sense(make: Any) -> None:
     b = a.alloc(100)
     before = a.figures()
     for align in (3, 65, 96, 100, 3 * 64, 2 * CHUNK, EVER):
-        refused(errno.EINVAL, a.attempt, 100, align)
+        refused(errno.EINVAL, a.alloc_committed, 100, align)
         refused(errno.EINVAL, a.alloc, 100, align)
-    refused(errno.EINVAL, a.attempt, 0)
+    refused(errno.EINVAL, a.alloc_committed, 0)
     refused(errno.EINVAL, a.alloc, 0)
     refused(errno.EINVAL, a.warm, 0)
     refused(errno.EINVAL, a.resize, b.handle, 0)
     for n in (a.size + 1, a.size, 1 << 63, EVER):
-        for function in (a.attempt, a.alloc, a.warm):
+        for function in (a.alloc_committed, a.alloc, a.warm):
             refused(errno.ENOSPC, function, n)
         refused(errno.ENOSPC, a.resize, b.handle, max(n, a.size + 1))
     assert a.figures() == before
@@ -182,17 +182,17 @@ def test_a_block_grows_into_what_is_free_behind_it(make: Any) -> None:
 
 def test_error_pointers_may_be_null(make: Any) -> None:
     a = make(2 * LONG, retain=0)
-    lib, out, handle, tick = a.lib, a.block, a.alloc(64).handle, ticking(stop)
-    assert lib.arena_alloc(a.c, LONG, 64, 0, tick, NULL, out, NULL) == -STOP
+    lib, out, handle, progress = a.lib, a.block, a.alloc(64).handle, progress_of(stop)
+    assert lib.arena_alloc(a.c, LONG, 64, 0, progress, NULL, out, NULL) == -STOP
     assert lib.arena_alloc(a.c, 3 * LONG, 64, 0, NULL, NULL, out, NULL) == -errno.ENOSPC
     assert lib.arena_alloc(a.c, 0, 64, 0, NULL, NULL, out, NULL) == -errno.EINVAL
-    assert lib.arena_resize(a.c, handle, LONG, tick, NULL, out, NULL) == -STOP
+    assert lib.arena_resize(a.c, handle, LONG, progress, NULL, out, NULL) == -STOP
     assert lib.arena_resize(a.c, handle, 3 * LONG, NULL, NULL, out, NULL) == -errno.ENOSPC
-    assert lib.arena_warm(a.c, LONG, 1, tick, NULL, NULL) == -STOP
+    assert lib.arena_warm(a.c, LONG, 1, progress, NULL, NULL) == -STOP
     assert lib.arena_warm(a.c, 3 * LONG, 1, NULL, NULL, NULL) == -errno.ENOSPC
     assert lib.arena_trim(a.c, 0, ffi.new("uint64_t *"), NULL) == 0
     r = lib.arena_reservation(a.c)
-    assert lib.reservation_commit(r, MIB, LONG, True, 0, tick, NULL, NULL, NULL) == -STOP
+    assert lib.reservation_commit(r, MIB, LONG, True, 0, progress, NULL, NULL, NULL) == -STOP
     assert lib.reservation_commit(r, 3 * LONG, 1, True, 0, NULL, NULL, NULL, NULL) == -errno.EINVAL
     assert lib.reservation_release(r, 3 * LONG, 1, False, NULL, NULL, NULL, NULL) == -errno.EINVAL
     assert lib.reservation_release(r, MIB, 1, False, NULL, NULL, NULL, NULL) == 0
@@ -240,7 +240,7 @@ def test_dirty_says_how_much_may_have_been_used_before(make: Any) -> None:
     assert b.dirty == 0
     a.write(b)
     a.free(b.handle)
-    assert a.attempt(100).dirty == 128
+    assert a.alloc_committed(100).dirty == 128
     must(a.lib.arena_reset(a.c))
     part = a.alloc(MIB + CHUNK)  # more than was ever used
     assert part.dirty == MIB
@@ -283,9 +283,9 @@ def test_a_refused_block_leaves_nothing_behind(make: Any) -> None:
     b = a.alloc(MIB + 64)
     a.write(b)
     before = a.figures()
-    refused(STOP, a.alloc, LONG, tick=ticking(stop))
-    refused(STOP, a.warm, LONG, tick=ticking(stop))
-    refused(STOP, a.resize, b.handle, LONG, tick=ticking(stop))
+    refused(STOP, a.alloc, LONG, progress=progress_of(stop))
+    refused(STOP, a.warm, LONG, progress=progress_of(stop))
+    refused(STOP, a.resize, b.handle, LONG, progress=progress_of(stop))
     assert a.figures() == before
     assert a.find(b.address).bytes == b.bytes
     assert a.blocks() == [(b.offset, b.bytes)]
@@ -299,11 +299,11 @@ def test_a_block_that_could_not_grow_has_its_size_again_though_the_index_is_full
     a.free(ready.handle)
 
     def fill_the_index() -> int:
-        while a.lib.arena_try(a.c, 64, 64, ffi.new("struct arena_block *")) == 0:
+        while a.lib.arena_alloc_committed(a.c, 64, 64, ffi.new("struct arena_block *")) == 0:
             pass
         return -STOP
 
-    refused(STOP, a.resize, b.handle, LONG, tick=ticking(fill_the_index))
+    refused(STOP, a.resize, b.handle, LONG, progress=progress_of(fill_the_index))
     assert a.find(b.address).bytes == CHUNK
     assert (b.offset, CHUNK) in a.blocks()
 
@@ -411,23 +411,23 @@ def test_memory_freed_in_the_window_is_not_taken_for_what_was_trimmed_in_it(make
 def test_a_late_collection_leaves_what_is_to_be_retained(make: Any) -> None:
     a = make(retain=8 * CHUNK, decay_ns=1000)
     b, last = a.alloc(32 * CHUNK), a.alloc(64)
-    a.give(b.handle)
+    a.free_deferred(b.handle)
     a.now = 1001
-    assert a.give(last.handle)
-    a.attempt(20 * CHUNK)  # between the two halves of a free
-    a.collect()
+    assert a.free_deferred(last.handle)
+    a.alloc_committed(20 * CHUNK)  # between the two halves of a free
+    a.purge()
     assert a.stats().free_committed >= 8 * CHUNK
 
 
 def test_a_late_collection_leaves_what_was_warmed(make: Any) -> None:
     a = make(retain=0, decay_ns=1000)
     b, last = a.alloc(32 * CHUNK), a.alloc(64)
-    a.give(b.handle)
+    a.free_deferred(b.handle)
     a.now = 1001
-    assert a.give(last.handle)
+    assert a.free_deferred(last.handle)
     a.warm(16 * CHUNK)
-    a.collect()
-    assert a.attempt(16 * CHUNK).bytes == 16 * CHUNK
+    a.purge()
+    assert a.alloc_committed(16 * CHUNK).bytes == 16 * CHUNK
 
 
 def test_what_is_warmed_stays_until_trim(make: Any) -> None:
@@ -461,7 +461,7 @@ def test_an_allocation_releases_nothing(make: Any) -> None:
     a.free(b.handle)
     for a.now in (2000, 5000, 9000):
         a.alloc(64)
-        a.attempt(64)
+        a.alloc_committed(64)
         grown = a.alloc(CHUNK)
         a.resize(grown.handle, 2 * CHUNK)
         a.resize(grown.handle, 64)
@@ -478,17 +478,17 @@ def test_a_tick_may_use_the_arena_but_not_end_it(make: Any) -> None:
     hole, wall = a.alloc(MIB), a.alloc(MIB)
     a.free(hole.handle)
 
-    def tick() -> int:
+    def progress() -> int:
         assert lib.arena_close(a.c, False) == lib.arena_destroy(a.c) == lib.arena_reset(a.c) == -errno.EBUSY
         own = ffi.new("struct arena_block *")
-        seen.append(lib.arena_try(a.c, 100, 64, own))
+        seen.append(lib.arena_alloc_committed(a.c, 100, 64, own))
         assert lib.arena_alloc(a.c, MIB, 64, 0, NULL, NULL, own, NULL) == 0
         assert lib.arena_find(a.c, own.address, own) == 0
         assert lib.arena_free(a.c, own.handle) == 0
         assert len(a.blocks()) == 1 + len(seen)  # not the one that is in the making
         return 0
 
-    big = a.alloc(LONG, tick=ticking(tick))
+    big = a.alloc(LONG, progress=progress_of(progress))
     assert seen and not any(seen)
     assert a.stats().live == big.bytes + wall.bytes + 128 * len(seen)
     must(lib.arena_reset(a.c))
@@ -498,11 +498,11 @@ def test_what_comes_back_to_the_chunk_in_the_making_is_refused(make: Any) -> Non
     a = make(LONG)
     answers = []
 
-    def tick() -> int:
+    def progress() -> int:
         answers.append(a.lib.arena_alloc(a.c, CHUNK - 64, 64, 0, NULL, NULL, ffi.new("struct arena_block *"), NULL))
         return 0
 
-    a.alloc(LONG - CHUNK + 64, tick=ticking(tick))
+    a.alloc(LONG - CHUNK + 64, progress=progress_of(progress))
     assert set(answers) == {-errno.EDEADLK}
     assert a.stats().blocks == 1
     assert a.alloc(CHUNK - 64).dirty == 0
@@ -512,12 +512,12 @@ def test_a_block_freed_while_it_grows_has_not_grown(make: Any) -> None:
     a = make(2 * LONG)
     b = a.alloc(64)
 
-    def tick() -> int:
+    def progress() -> int:
         rc: int = a.lib.arena_free(a.c, b.handle)
         assert rc in (0, -errno.EINVAL)
         return 0
 
-    refused(errno.ECANCELED, a.resize, b.handle, LONG, tick=ticking(tick))
+    refused(errno.ECANCELED, a.resize, b.handle, LONG, progress=progress_of(progress))
     assert a.stats().live == 0
     assert a.trim() == LONG
 
@@ -527,12 +527,12 @@ def test_the_last_block_of_a_closed_arena_may_be_freed_while_it_grows(make: Any)
     b = a.alloc(64)
     must(a.lib.arena_close(a.c, False))
 
-    def tick() -> int:
+    def progress() -> int:
         if a.lib.arena_free(a.c, b.handle) == 0:
             assert a.lib.arena_close(a.c, False) == -errno.EBUSY
         return 0
 
-    refused(errno.ECANCELED, a.resize, b.handle, LONG, tick=ticking(tick))
+    refused(errno.ECANCELED, a.resize, b.handle, LONG, progress=progress_of(progress))
     assert not a.lib.is_mapped(ffi.cast("void *", a.base))
 
 
@@ -542,7 +542,7 @@ def test_a_closed_arena_goes_with_its_last_block(make: Any) -> None:
     base = ffi.cast("void *", a.base)
     must(a.lib.arena_close(a.c, False))
     must(a.lib.arena_close(a.c, False))
-    for function in (a.alloc, a.attempt, a.warm):
+    for function in (a.alloc, a.alloc_committed, a.warm):
         refused(errno.ESHUTDOWN, function, 64)
     a.write(b)
     assert a.find(b.address).bytes == MIB
@@ -604,7 +604,7 @@ def test_a_block_that_grows_in_another_thread_is_its_old_self_in_the_child_of_a_
     b = a.alloc(MIB)
     a.write(b, 5)
     entered, leave = threading.Event(), threading.Event()
-    grower = Thread(lambda: a.resize(b.handle, LONG, tick=blocking(entered, leave, 0)))
+    grower = Thread(lambda: a.resize(b.handle, LONG, progress=blocking(entered, leave, 0)))
     assert entered.wait(20)
 
     def look() -> None:

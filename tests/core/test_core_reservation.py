@@ -36,8 +36,8 @@ from core._core import (
     ffi,
     library,
     old_kernel,
+    progress_of,
     stop,
-    ticking,
 )
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -99,7 +99,7 @@ def test_a_commit_refused_by_its_tick_gives_back_what_it_made_present_and_nothin
         r.write(at, b"kept")
     r.commit(16 * MIB, 4 * MIB, write=False)
     before = r.residency(), r.stats()
-    refused(STOP, r.commit, 0, size, threads=threads, tick=ticking(stop))
+    refused(STOP, r.commit, 0, size, threads=threads, progress=progress_of(stop))
     after = r.residency(), r.stats()
     assert after[0].present == before[0].present  # what could be read may take memory now: it is not touched
     for name in ("committed", "peak_committed", "commits", "commit_ns"):
@@ -158,7 +158,7 @@ def test_an_old_kernel_can_be_told_to_stop(reserve: Any) -> None:
     r = reserve(LONG, features=old_kernel())
     r.commit(MIB, PAGE)
     r.write(MIB, b"kept")
-    refused(STOP, r.commit, 0, LONG, tick=ticking(stop))
+    refused(STOP, r.commit, 0, LONG, progress=progress_of(stop))
     assert r.residency().present == r.committed == PAGE
     assert r.read(MIB, 4) == b"kept"
 
@@ -236,7 +236,7 @@ def test_64_tib_of_which_little_is_there(reserve: Any) -> None:
     r.commit(33 * TIB + 5, 1)
     r.write(33 * TIB, b"here")
     assert r.committed == 3 * PAGE
-    refused(STOP, r.commit, 40 * TIB, LONG, tick=ticking(stop))
+    refused(STOP, r.commit, 40 * TIB, LONG, progress=progress_of(stop))
     assert r.release(32 * TIB, 2 * TIB) == PAGE
     assert r.committed == 2 * PAGE
     r.commit(33 * TIB, PAGE)
@@ -250,7 +250,7 @@ def test_a_tick_may_do_everything_except_to_its_own_range(reserve: Any) -> None:
     r = reserve(2 * LONG)
     seen = []
 
-    def tick() -> int:
+    def progress() -> int:
         refused(errno.EDEADLK, r.commit, LONG - PAGE, 2 * PAGE)
         refused(errno.EDEADLK, r.release, 0, PAGE)
         refused(errno.EDEADLK, r.verify, 0, PAGE)
@@ -258,21 +258,21 @@ def test_a_tick_may_do_everything_except_to_its_own_range(reserve: Any) -> None:
         seen.append((r.commit(LONG, PAGE), r.has(LONG, PAGE), r.release(LONG, PAGE), r.has(0, PAGE), r.committed))
         return 0
 
-    assert r.commit(0, LONG, tick=ticking(tick)) == LONG
+    assert r.commit(0, LONG, progress=progress_of(progress)) == LONG
     assert set(seen) == {(PAGE, True, PAGE, False, 0)}
 
 
 def test_who_waits_for_a_commit_that_fails_takes_over(reserve: Any) -> None:
     r = reserve(LONG)
     entered, leave, waiting = threading.Event(), threading.Event(), threading.Event()
-    first = Thread(lambda: r.commit(0, LONG, tick=blocking(entered, leave, -STOP)))
+    first = Thread(lambda: r.commit(0, LONG, progress=blocking(entered, leave, -STOP)))
     assert entered.wait(20)
 
     def wait() -> int:
         waiting.set()
         return 0
 
-    second = Thread(lambda: r.commit(PAGE, PAGE, tick=ticking(wait)))
+    second = Thread(lambda: r.commit(PAGE, PAGE, progress=progress_of(wait)))
     assert waiting.wait(20)
     leave.set()
     refused(STOP, first.wait)
@@ -284,10 +284,10 @@ def test_who_waits_for_a_commit_that_fails_takes_over(reserve: Any) -> None:
 def test_who_waits_is_asked_whether_to_go_on_however_busy_the_others_are(reserve: Any, what: str) -> None:
     r = reserve(LONG + MIB)
     entered, leave, over = threading.Event(), threading.Event(), ffi.new("int *")
-    long = Thread(lambda: r.commit(0, LONG, tick=blocking(entered, leave, 0)))
+    long = Thread(lambda: r.commit(0, LONG, progress=blocking(entered, leave, 0)))
     assert entered.wait(20)
     others = Thread(lambda: must(r.lib.bustle(r.c, LONG, over)))
-    waiter = Thread(lambda: getattr(r, what)(PAGE, PAGE, tick=ticking(stop)))
+    waiter = Thread(lambda: getattr(r, what)(PAGE, PAGE, progress=progress_of(stop)))
     waiter.join(2)
     asked = not waiter.is_alive()
     leave.set()
@@ -308,13 +308,15 @@ def test_two_who_want_in_their_ticks_what_the_other_commits_do_not_wait_for_ever
     def commit(own: int, other: int) -> list[int]:
         answers: list[int] = []
 
-        def tick() -> int:
+        def progress() -> int:
             if not answers:
                 barrier.wait(20)
-                answers.append(r.lib.reservation_commit(r.c, other, PAGE, True, 1, ticking(patience), NULL, NULL, NULL))
+                answers.append(
+                    r.lib.reservation_commit(r.c, other, PAGE, True, 1, progress_of(patience), NULL, NULL, NULL)
+                )
             return 0
 
-        must(r.lib.reservation_commit(r.c, own, LONG, True, 1, ticking(tick), NULL, NULL, NULL))
+        must(r.lib.reservation_commit(r.c, own, LONG, True, 1, progress_of(progress), NULL, NULL, NULL))
         return answers
 
     one, two = Thread(lambda: commit(0, LONG)), Thread(lambda: commit(LONG, 0))
@@ -330,7 +332,7 @@ def test_a_commit_in_another_thread_leaves_what_was_written_to_pages_committed_f
     r.commit(0, MIB, write=False)
     r.write(PAGE, b"kept")
     entered, leave = threading.Event(), threading.Event()
-    other = Thread(lambda: r.commit(0, LONG, tick=blocking(entered, leave, 0)))
+    other = Thread(lambda: r.commit(0, LONG, progress=blocking(entered, leave, 0)))
     assert entered.wait(20)
 
     def look() -> None:

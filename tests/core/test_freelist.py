@@ -625,7 +625,7 @@ def test_more_bookkeeping_is_asked_for_before_anything_is_done(make: Any) -> Non
 def test_what_has_not_been_touched(make: Any) -> None:
     index = make(64 << 6)
     touched = ffi.new("uint64_t[]", [0b11])
-    index.f.touched, index.f.touched_shift = touched, 0
+    index.f.index_ready, index.f.index_ready_shift = touched, 0
     first = index.alloc(64)
     refused(errno.ENODATA, index.alloc, 64)
     assert (index.block.offset, index.block.size) == (64, 64)

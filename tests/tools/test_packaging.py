@@ -91,8 +91,7 @@ def test_the_wheel_has_what_its_users_compile_and_check_against(wheel: Path) -> 
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     assert header == (ROOT / "csrc" / "include" / "arena.h").read_bytes()
     assert {"arena/_core.pxd", "arena/__init__.pxd", "arena/py.typed"} <= names
-    realtime = [f"arena/realtime/_{name}" for name in ("faults", "pool", "prepare", "ring")]
-    for module in ("arena/_core", *realtime):
+    for module in ("arena/_core", "arena/_realtime", "arena/_scope"):
         assert f"{module}.pyi" in names
         assert len([name for name in names if re.fullmatch(rf"{module}\..*\.so", name)]) == 1
     assert not [name for name in names if name.endswith((".pyx", ".c"))]

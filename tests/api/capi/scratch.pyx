@@ -6,7 +6,7 @@ Compiled with include_dirs=[arena.get_include()]; nothing is linked.
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from arena cimport Arena, arena_block, block_alloc, block_attempt, block_free
+from arena cimport Arena, arena_block, block_alloc, block_alloc_committed, block_free
 
 import os
 
@@ -51,7 +51,7 @@ cdef class Scratch:
 
     def __cinit__(self, Arena arena not None, uint64_t nbytes):
         # From committed memory if it can be, which is index work of 50 ns and never a system call.
-        cdef int rc = block_attempt(arena, nbytes, 64, &self.block)
+        cdef int rc = block_alloc_committed(arena, nbytes, 64, &self.block)
         if rc:
             with nogil:
                 rc = block_alloc(arena, nbytes, 64, &self.block)

@@ -1,9 +1,8 @@
-/* os_file.h: the system calls on files, one contract each; as os.h, of which it is the second half.
+/* files.h: files are opened, made, allocated, read and written.
  *
- * Unless said otherwise a function returns 0 or -errno and leaves things as they were when it fails. Descriptors are
- * close-on-exec. No function here raises SIGXFSZ: what RLIMIT_FSIZE forbids is -EFBIG. */
-#ifndef ARENA_OS_FILE_H
-#define ARENA_OS_FILE_H
+ * Descriptors are close-on-exec. No function here raises SIGXFSZ: what RLIMIT_FSIZE forbids is -EFBIG. */
+#ifndef ARENA_FILES_H
+#define ARENA_FILES_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -19,12 +18,8 @@ struct os_file {
     uint64_t device;    /* which file system */
 };
 int os_file_look(int fd, struct os_file *out);
-/* Where the file system of this device is mounted; empty where that cannot be told. */
-void os_file_mount(uint64_t device, char *out, size_t size);
 /* Bytes free in its file system; UINT64_MAX where that has no limit of its own (memfd, a tmpfs without size=). */
 uint64_t os_file_room(int fd);
-/* A tmpfs mounted with huge=: does a page fault get huge pages there, after MADV_HUGEPAGE? 1 or 0, or -EMFILE, -ENFILE. */
-int os_file_huge_allowed(uint64_t device);
 
 /* An anonymous file in memory, on pages of `huge` bytes (0: ordinary ones). -ENOSYS, -EINVAL: not in this kernel. */
 int os_memfd(const char *name, uint64_t huge, int *fd);
@@ -49,7 +44,7 @@ int os_reopen_over(int fd, int other);
 void os_close_file(int fd);
 /* Only if that is still the name of this file. */
 void os_unlink(const char *path, int fd);
-int os_truncate(int fd, uint64_t bytes);
+int os_file_set_size(int fd, uint64_t bytes);
 
 /* The size of a file, where nothing else of it matters. */
 int os_file_size(int fd, uint64_t *bytes);
@@ -69,14 +64,5 @@ int os_write_zeros(int fd, uint64_t offset, uint64_t bytes);
 
 /* Writes go to its end, wherever they are to go (O_APPEND). */
 bool os_appends(int fd);
-
-/* A lock on a range against other open file descriptions. -EBUSY: one of them has it. -ENOLCK: there are no such locks in
- * this file system, or a process has the range by the older kind of lock (lockf), which is not ours to wait for. -EAGAIN:
- * it cannot be said, to be tried again. Any other error (-EACCES of a security module, -EIO): the lock was refused. */
-int os_lock(int fd, uint64_t offset, uint64_t bytes);
-/* Gives up a range. An error: it is still locked. */
-int os_unlock(int fd, uint64_t offset, uint64_t bytes);
-/* A process with a description that has a lock in this range; 0 where that cannot be told, as of another user's process. */
-int os_lock_holder(int fd, uint64_t offset, uint64_t bytes);
 
 #endif

@@ -1,15 +1,13 @@
 #define _GNU_SOURCE
-#include "sys/os_held.h"
+#include "sys/held.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define FIRST_CGROUP_NAMESPACE "cgroup:[4026531835]" /* PROC_CGROUP_INIT_INO of the kernel's proc_ns.h */
+#include "sys/mutex.h"
 
 static bool is_ours(const struct os_held *h) {
     struct stat st;
@@ -20,6 +18,7 @@ static bool is_ours(const struct os_held *h) {
 }
 
 int os_held_open(struct os_held *h, const char *path, bool folder) {
+    mutex_check_none();
     if (is_ours(h)) return 0;
     struct stat st;
     h->fd = -1;
@@ -50,6 +49,7 @@ static int read_whole(int fd, char *buf, size_t size) {
 }
 
 int os_held_read(struct os_held *h, const char *path, char *buf, size_t size) {
+    mutex_check_none();
     for (int tries = 0;; tries++) {
         int rc = os_held_open(h, path, false);
         if (rc) return rc;
@@ -61,11 +61,13 @@ int os_held_read(struct os_held *h, const char *path, char *buf, size_t size) {
 }
 
 void os_held_close(struct os_held *h) {
+    mutex_check_none();
     if (is_ours(h)) close(h->fd);
     h->fd = -1;
 }
 
 int os_held_lock(struct os_held *h) {
+    mutex_check_none();
     if (!is_ours(h)) return -EBADF;
     while (flock(h->fd, LOCK_EX | LOCK_NB) < 0) {
         if (errno != EINTR) return -errno;
@@ -74,29 +76,6 @@ int os_held_lock(struct os_held *h) {
 }
 
 void os_held_unlock(struct os_held *h) {
+    mutex_check_none();
     if (is_ours(h)) (void)flock(h->fd, LOCK_UN);
-}
-
-int os_each_folder(const char *path, bool (*each)(void *arg, const char *name), void *arg) {
-    DIR *dir = opendir(path);
-    if (!dir) return -errno;
-    bool more = true;
-    for (struct dirent *entry; more && (entry = readdir(dir)) != NULL;) {
-        if (entry->d_type == DT_DIR && strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            more = each(arg, entry->d_name);
-    }
-    closedir(dir);
-    return 0;
-}
-
-bool os_exists(const char *path) { return access(path, F_OK) == 0; }
-
-int os_pid(void) { return (int)getpid(); }
-
-bool os_first_cgroup_namespace(void) {
-    char text[64];
-    ssize_t n = readlink("/proc/self/ns/cgroup", text, sizeof text - 1);
-    if (n < 0) return errno == ENOENT;
-    text[n] = 0;
-    return strcmp(text, FIRST_CGROUP_NAMESPACE) == 0;
 }

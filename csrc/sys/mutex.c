@@ -1,22 +1,22 @@
 #define _GNU_SOURCE
-#include "sys/lock.h"
+#include "sys/mutex.h"
 
 #include <errno.h>
 #include <linux/futex.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "sys/os.h"
+_Thread_local uint32_t mutex_tid;
 
-_Thread_local uint32_t lock_tid;
-
-void lock_take_slowly(struct lock *l) {
-    if (!lock_tid) lock_tid = (uint32_t)syscall(SYS_gettid);
+void mutex_lock_slowly(struct mutex *l) {
+    const struct timespec short_while = {.tv_nsec = 50000};
+    if (!mutex_tid) mutex_tid = (uint32_t)syscall(SYS_gettid);
     for (;;) {
         uint32_t unlocked = 0;
-        if (__atomic_compare_exchange_n(&l->word, &unlocked, lock_tid, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) return;
+        if (__atomic_compare_exchange_n(&l->word, &unlocked, mutex_tid, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) return;
         if (syscall(SYS_futex, &l->word, FUTEX_LOCK_PI_PRIVATE, 0, NULL, NULL, 0) == 0) {
             /* The kernel wrote the word; this read orders what the last holder did before what we do. */
             (void)__atomic_load_n(&l->word, __ATOMIC_ACQUIRE);
@@ -27,7 +27,7 @@ void lock_take_slowly(struct lock *l) {
             case EAGAIN: break; /* the holder is about to exit, or the word has changed meanwhile */
             case ENOMEM:        /* the kernel has none for its notes just now */
             case ENOSYS:
-                os_sleep_us(50);
+                (void)nanosleep(&short_while, NULL);
                 break; /* a kernel without PI futexes: no inheritance, but a lock */
             /* Taken twice by one thread, or by one that is no more: our bug, and no way on. */
             default: abort();
@@ -35,7 +35,7 @@ void lock_take_slowly(struct lock *l) {
     }
 }
 
-void lock_drop_slowly(struct lock *l) {
+void mutex_unlock_slowly(struct mutex *l) {
     /* There are waiters, and the kernel hands the word on (ENOSYS cannot be, for then nobody set their bit). The OR of
      * nothing is the release that the C memory model, and the thread sanitizer, see. */
     __atomic_fetch_or(&l->word, 0, __ATOMIC_RELEASE);
@@ -43,23 +43,23 @@ void lock_drop_slowly(struct lock *l) {
 }
 
 #ifdef ARENA_CHECKED
-static _Thread_local unsigned held[LOCK_RANK_RESERVATION + 1];
+static _Thread_local unsigned held[MUTEX_RANK_RESERVATION + 1];
 static _Thread_local bool forking;
 
-void lock_check_take(const struct lock *l) {
-    for (unsigned rank = l->rank; rank <= LOCK_RANK_RESERVATION; rank++) {
+void mutex_check_lock(const struct mutex *l) {
+    for (unsigned rank = l->rank; rank <= MUTEX_RANK_RESERVATION; rank++) {
         if (held[rank] && !forking) abort(); /* out of order: two threads could wait for each other for ever */
     }
     held[l->rank]++;
 }
 
-void lock_check_drop(const struct lock *l) { held[l->rank]--; }
+void mutex_check_unlock(const struct mutex *l) { held[l->rank]--; }
 
-void lock_check_none(void) {
-    if ((held[LOCK_RANK_ARENA] || held[LOCK_RANK_RESERVATION]) && !forking) abort();
+void mutex_check_none(void) {
+    if ((held[MUTEX_RANK_ARENA] || held[MUTEX_RANK_RESERVATION]) && !forking) abort();
 }
 
-void lock_check_fork(bool begins) {
+void mutex_check_fork(bool begins) {
     forking = begins;
     if (!begins) memset(held, 0, sizeof held);
 }

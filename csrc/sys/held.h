@@ -1,11 +1,11 @@
-/* os_held.h: system calls on small files of /proc and /sys that are held open and read again and again: so they can be
+/* held.h: system calls on small files of /proc and /sys that are held open and read again and again: so they can be
  * read when no more descriptors are to be had, and cost a tenth of opening them.
  *
  * A program may close descriptors that it knows nothing of (closefrom, a daemon's start), and their numbers then become
  * other files. So before each use the descriptor is compared with the file that was opened, and one that is not ours any
  * more is left alone and opened anew. */
-#ifndef ARENA_OS_HELD_H
-#define ARENA_OS_HELD_H
+#ifndef ARENA_HELD_H
+#define ARENA_HELD_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -27,14 +27,5 @@ void os_held_close(struct os_held *h);
 /* flock(2), exclusive, without waiting. -EWOULDBLOCK: another process has it. -EBADF: it is not open. */
 int os_held_lock(struct os_held *h);
 void os_held_unlock(struct os_held *h);
-
-/* The folders in a folder, as long as `each` answers true. */
-int os_each_folder(const char *path, bool (*each)(void *arg, const char *name), void *arg);
-/* Is the path there? */
-bool os_exists(const char *path);
-/* The id of this process, as /proc and cgroup.procs show it. */
-int os_pid(void);
-/* Is this process in the machine's first cgroup namespace? Also true where the kernel has no such namespaces. */
-bool os_first_cgroup_namespace(void);
 
 #endif

@@ -1,7 +1,7 @@
-/* os_probe.h: what a diagnosis asks of the kernel beyond os_features: system calls tried out on a page or a descriptor of
+/* probe.h: what a diagnosis asks of the kernel beyond os_features: system calls tried out on a page or a descriptor of
  * their own, which are gone when the function returns. Asked anew each time: limits and filters change. */
-#ifndef ARENA_OS_PROBE_H
-#define ARENA_OS_PROBE_H
+#ifndef ARENA_PROBE_H
+#define ARENA_PROBE_H
 
 /* mlockall(MCL_FUTURE), as this process has it now. LOCKED_FULL: on, and RLIMIT_MEMLOCK does not let it map a single page more. */
 enum os_lock_future { OS_LOCK_FUTURE_OFF, OS_LOCK_FUTURE_ON, OS_LOCK_FUTURE_ON_FAULT, OS_LOCK_FUTURE_FULL };

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "sys/os_probe.h"
+#include "sys/probe.h"
 
 #include <errno.h>
 #include <linux/perf_event.h>
@@ -9,8 +9,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "sys/os.h"
-#include "sys/os_file.h"
+#include "sys/files.h"
+#include "sys/mutex.h"
+#include "sys/page.h"
 
 /* Values of the kernel's ABI that older headers lack. */
 #define ADVICE_GUARD_INSTALL 102
@@ -51,6 +52,7 @@ static int lock_future(void *page) {
 }
 
 void os_probe(struct os_probe *out) {
+    mutex_check_none();
     int memfd = -1, rc = os_memfd("arena", 0, &memfd);
     if (rc == 0) os_close_file(memfd);
     *out = (struct os_probe){.memfd = rc,

@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
-#include "sys/os_file.h"
+#include "sys/files.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -11,12 +10,12 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "sys/os.h"
+#include "sys/mutex.h"
+#include "sys/page.h"
 
 /* Values of the kernel's ABI that older libc headers lack. */
 #ifndef MFD_NOEXEC_SEAL
@@ -32,6 +31,7 @@
 #define SECRETMEM 0x5345434d
 
 int os_file_look(int fd, struct os_file *out) {
+    mutex_check_none();
     struct stat st;
     struct statfs fs;
     if (fstat(fd, &st) < 0) return -errno;
@@ -54,49 +54,14 @@ int os_file_look(int fd, struct os_file *out) {
 }
 
 uint64_t os_file_room(int fd) {
+    mutex_check_none();
     struct statfs fs;
     if (fstatfs(fd, &fs) < 0 || fs.f_blocks == 0 || fs.f_blocks == (fsblkcnt_t)-1) return UINT64_MAX;
     return (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize;
 }
 
-/* Where a device is mounted and with what options, by its line in mountinfo:
- * "36 35 0:32 /root /mount options - tmpfs source rw,huge=always". */
-struct mount {
-    char device[32], point[256];
-    bool found, huge;
-};
-
-static bool mount_line(void *arg, char *line) {
-    struct mount *m = arg;
-    char at[32], point[256];
-    if (sscanf(line, "%*s %*s %31s %*s %255s", at, point) != 2 || strcmp(at, m->device) != 0) return true;
-    const char *options = strstr(line, " - ");
-    m->found = true;
-    m->huge = options &&
-              (strstr(options, "huge=always") || strstr(options, "huge=within_size") || strstr(options, "huge=advise"));
-    memcpy(m->point, point, sizeof point);
-    return false;
-}
-
-static int find_mount(uint64_t device, struct mount *m) {
-    *m = (struct mount){.found = false};
-    snprintf(m->device, sizeof m->device, "%u:%u", major(device), minor(device));
-    return os_each_line("/proc/self/mountinfo", mount_line, m);
-}
-
-void os_file_mount(uint64_t device, char *out, size_t size) {
-    struct mount m;
-    (void)find_mount(device, &m);
-    snprintf(out, size, "%s", m.point);
-}
-
-int os_file_huge_allowed(uint64_t device) {
-    struct mount m;
-    int rc = find_mount(device, &m);
-    return rc == -EMFILE || rc == -ENFILE ? rc : m.huge;
-}
-
 int os_memfd(const char *name, uint64_t huge, int *fd) {
+    mutex_check_none();
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     if (huge) flags |= MFD_HUGETLB | (unsigned)__builtin_ctzll(huge) << HUGE_SHIFT;
     *fd = memfd_create(name ? name : "arena", flags | MFD_NOEXEC_SEAL);
@@ -104,22 +69,24 @@ int os_memfd(const char *name, uint64_t huge, int *fd) {
     return *fd < 0 ? -errno : 0;
 }
 
-int os_seal_size(int fd) { return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0 ? -errno : 0; }
+int os_seal_size(int fd) {
+    mutex_check_none();
+    return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0 ? -errno : 0;
+}
 
 int os_open_unnamed(const char *dir, int *fd, char *temporary, size_t n) {
+    mutex_check_none();
     char own[4096], *path = temporary ? temporary : own;
     if (temporary) temporary[0] = 0;
     *fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (*fd >= 0) return 0;
     /* A file system without O_TMPFILE, or a kernel to which it is O_DIRECTORY and more. */
     if (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL) return -errno;
-    if (snprintf(path, temporary ? n : sizeof own,
-                 "%s/.arena-"
-                 "XX"
-                 "XX"
-                 "XX",
-                 dir) >= (int)(temporary ? n : sizeof own))
-        return -ENAMETOOLONG;
+    /* mkostemp wants a name that ends in six times this letter, and puts others in their place. */
+    char letters[7] = "";
+    memset(letters, 'X', sizeof letters - 1);
+    size_t room = temporary ? n : sizeof own;
+    if ((size_t)snprintf(path, room, "%s/.arena-%s", dir, letters) >= room) return -ENAMETOOLONG;
     *fd = mkostemp(path, O_CLOEXEC);
     if (*fd < 0) return -errno;
     if (!temporary) unlink(path);
@@ -136,6 +103,7 @@ int os_directory_of(const char *path, char *out, size_t n) {
 }
 
 int os_link(int fd, const char *temporary, const char *path) {
+    mutex_check_none();
     char open_file[64];
     snprintf(open_file, sizeof open_file, "/proc/self/fd/%d", fd);
     int rc = linkat(AT_FDCWD, temporary[0] ? temporary : open_file, AT_FDCWD, path, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
@@ -144,6 +112,7 @@ int os_link(int fd, const char *temporary, const char *path) {
 }
 
 int os_open_file(const char *path, bool write, bool create, int *fd, bool *directory) {
+    mutex_check_none();
     int flags = (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
     struct stat st;
     *directory = false;
@@ -159,11 +128,13 @@ int os_open_file(const char *path, bool write, bool create, int *fd, bool *direc
 }
 
 int os_dup(int fd, int *out) {
+    mutex_check_none();
     *out = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     return *out < 0 ? -errno : 0;
 }
 
 int os_reopen(int fd, int *out) {
+    mutex_check_none();
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     *out = open(path, O_RDWR | O_CLOEXEC);
@@ -171,6 +142,7 @@ int os_reopen(int fd, int *out) {
 }
 
 int os_reopen_over(int fd, int other) {
+    mutex_check_none();
     int fresh, rc = os_reopen(fd, &fresh);
     if (rc) return rc;
     if (dup3(fresh, other, O_CLOEXEC) < 0) rc = -errno;
@@ -179,10 +151,12 @@ int os_reopen_over(int fd, int other) {
 }
 
 void os_close_file(int fd) {
+    mutex_check_none();
     if (fd >= 0) close(fd);
 }
 
 void os_unlink(const char *path, int fd) {
+    mutex_check_none();
     struct stat named, open;
     if (lstat(path, &named) == 0 && fstat(fd, &open) == 0 && named.st_dev == open.st_dev && named.st_ino == open.st_ino)
         unlink(path);
@@ -195,7 +169,8 @@ static bool too_long(uint64_t end) {
            (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && end > limit.rlim_cur);
 }
 
-int os_truncate(int fd, uint64_t bytes) {
+int os_file_set_size(int fd, uint64_t bytes) {
+    mutex_check_none();
     if (too_long(bytes)) return -EFBIG;
     while (ftruncate(fd, (off_t)bytes) < 0) {
         if (errno != EINTR) return -errno;
@@ -204,6 +179,7 @@ int os_truncate(int fd, uint64_t bytes) {
 }
 
 int os_file_size(int fd, uint64_t *bytes) {
+    mutex_check_none();
     struct stat st;
     if (fstat(fd, &st) < 0) return -errno;
     *bytes = (uint64_t)st.st_size;
@@ -245,6 +221,7 @@ static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes) {
 }
 
 int os_allocate(int fd, uint64_t offset, uint64_t bytes) {
+    mutex_check_none();
     uint64_t size;
     int rc = allocate(fd, FALLOC_FL_KEEP_SIZE, offset, bytes);
     /* NFS knows no KEEP_SIZE; within the file it makes no difference. */
@@ -254,6 +231,7 @@ int os_allocate(int fd, uint64_t offset, uint64_t bytes) {
 }
 
 int os_punch(int fd, uint64_t offset, uint64_t bytes) {
+    mutex_check_none();
     while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0) {
         if (errno != EINTR) return -errno;
     }
@@ -261,12 +239,14 @@ int os_punch(int fd, uint64_t offset, uint64_t bytes) {
 }
 
 int os_next_data(int fd, uint64_t offset, bool data, uint64_t *at) {
+    mutex_check_none();
     off_t found = lseek(fd, (off_t)offset, data ? SEEK_DATA : SEEK_HOLE);
     *at = found >= 0 ? (uint64_t)found : UINT64_MAX;
     return found >= 0 || errno == ENXIO ? 0 : -errno; /* ENXIO: no data from there on, or beyond the end */
 }
 
 int os_read_at(int fd, uint64_t offset, void *buffer, size_t bytes) {
+    mutex_check_none();
     for (char *at = buffer; bytes;) {
         ssize_t n = pread(fd, at, bytes, (off_t)offset);
         if (n < 0 && errno == EINTR) continue;
@@ -279,6 +259,7 @@ int os_read_at(int fd, uint64_t offset, void *buffer, size_t bytes) {
 }
 
 int os_write_at(int fd, uint64_t offset, const void *buffer, size_t bytes) {
+    mutex_check_none();
     if (too_long(offset + bytes)) return -EFBIG;
     for (const char *at = buffer; bytes;) {
         ssize_t n = pwrite(fd, at, bytes, (off_t)offset);
@@ -293,6 +274,7 @@ int os_write_at(int fd, uint64_t offset, const void *buffer, size_t bytes) {
 
 /* In writes of 2 MiB: the page cache makes folios as large as the write. */
 int os_write_zeros(int fd, uint64_t offset, uint64_t bytes) {
+    mutex_check_none();
     static const char zeros[65536];
     struct iovec parts[OS_HUGE / sizeof zeros];
     if (too_long(offset + bytes)) return -EFBIG;
@@ -311,71 +293,7 @@ int os_write_zeros(int fd, uint64_t offset, uint64_t bytes) {
     return 0;
 }
 
-bool os_appends(int fd) { return fcntl(fd, F_GETFL) & O_APPEND; }
-
-static int set_lock(int fd, short type, uint64_t offset, uint64_t bytes) {
-    struct flock range = {.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = (off_t)bytes};
-    return fcntl(fd, F_OFD_SETLK, &range) < 0 ? -errno : 0;
-}
-
-int os_lock(int fd, uint64_t offset, uint64_t bytes) {
-    int rc = set_lock(fd, F_WRLCK, offset, bytes);
-    switch (rc) {
-        case -EINTR: return -EAGAIN;
-        case -EINVAL:
-        case -ENOSYS:
-        case -EOPNOTSUPP: return -ENOLCK;
-        case -EAGAIN:
-        case -EACCES: break; /* held; but EACCES is a security module's refusal too */
-        default: return rc;
-    }
-    struct flock who = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = (off_t)bytes};
-    if (fcntl(fd, F_OFD_GETLK, &who) < 0 || who.l_type == F_UNLCK) return rc;
-    return who.l_pid == -1 ? -EBUSY : -ENOLCK;
-}
-
-int os_unlock(int fd, uint64_t offset, uint64_t bytes) {
-    int rc = -EINTR;
-    for (int tries = 0; rc && tries < 8; tries++) rc = set_lock(fd, F_UNLCK, offset, bytes);
-    return rc;
-}
-
-/* A line of /proc/PID/fdinfo/FD: "lock:	1: OFDLCK  ADVISORY  WRITE -1 00:2a:1234 0 4095", device numbers in hexadecimal. */
-struct lock_search {
-    uint64_t device, inode, offset, end;
-    bool found;
-};
-
-static bool lock_line(void *arg, char *line) {
-    struct lock_search *s = arg;
-    unsigned high, low;
-    unsigned long long inode, start, last = UINT64_MAX;
-    char until[32];
-    if (sscanf(line, "lock: %*s OFDLCK %*s %*s %*s %x:%x:%llu %llu %31s", &high, &low, &inode, &start, until) != 5)
-        return true;
-    if (strcmp(until, "EOF") != 0) last = strtoull(until, NULL, 10);
-    s->found = makedev(high, low) == s->device && inode == s->inode && start < s->end && last >= s->offset;
-    return !s->found;
-}
-
-int os_lock_holder(int fd, uint64_t offset, uint64_t bytes) {
-    struct stat st;
-    int holder = 0;
-    DIR *processes = fstat(fd, &st) < 0 ? NULL : opendir("/proc");
-    if (!processes) return 0;
-    struct lock_search s = {.device = st.st_dev, .inode = st.st_ino, .offset = offset, .end = offset + bytes};
-    for (struct dirent *process; !s.found && (process = readdir(processes)) != NULL;) {
-        char path[600];
-        int pid = atoi(process->d_name);
-        snprintf(path, sizeof path, "/proc/%d/fdinfo", pid);
-        DIR *files = pid > 0 ? opendir(path) : NULL;
-        for (struct dirent *file; files && !s.found && (file = readdir(files)) != NULL;) {
-            snprintf(path, sizeof path, "/proc/%d/fdinfo/%.255s", pid, file->d_name);
-            (void)os_each_line(path, lock_line, &s);
-            if (s.found) holder = pid;
-        }
-        if (files) closedir(files);
-    }
-    closedir(processes);
-    return holder;
+bool os_appends(int fd) {
+    mutex_check_none();
+    return fcntl(fd, F_GETFL) & O_APPEND;
 }

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 from core import _core
 from core._build import must, refused
-from core._core import EVER, KIB, LONG, MIB, NULL, STOP, Arena, ffi, library, stop, ticking
+from core._core import EVER, KIB, LONG, MIB, NULL, STOP, Arena, ffi, library, progress_of, stop
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
 
-class Heap:
-    """A heap of an arena, whose caller's lock is held or not."""
+class Adapter:
+    """A malloc adapter of an arena, whose caller's lock is held or not."""
 
-    def __init__(self, *, held: bool = True, overflow: bool = False, tick: Any = NULL, **config: Any) -> None:
-        self.lib, self.arena, self.held, self.tick = library(), Arena(**config), held, tick
+    def __init__(self, *, held: bool = True, overflow: bool = False, progress: Any = NULL, **config: Any) -> None:
+        self.lib, self.arena, self.held, self.progress = library(), Arena(**config), held, progress
         self.said: list[str] = []
         self.leave = ffi.callback("void *(void)", self._leave)
         self.come_back = ffi.callback("void(void *)", lambda token: self.said.append("come back"))
         given = {"arena": self.arena.c, "overflow": overflow, "leave": self.leave, "come_back": self.come_back}
-        self.c = ffi.new("struct heap *", {**given, "tick": tick})
+        self.c = ffi.new("struct malloc_adapter *", {**given, "progress": progress})
 
     def _leave(self) -> Any:
         if not self.held:
@@ -32,20 +32,20 @@ class Heap:
         return self.c
 
     def malloc(self, n: int) -> Any:
-        return self.lib.heap_malloc(self.c, n)
+        return self.lib.adapter_malloc(self.c, n)
 
     def calloc(self, n: int, each: int) -> Any:
-        return self.lib.heap_calloc(self.c, n, each)
+        return self.lib.adapter_calloc(self.c, n, each)
 
     def realloc(self, at: Any, n: int) -> Any:
-        return self.lib.heap_realloc(self.c, at, n)
+        return self.lib.adapter_realloc(self.c, at, n)
 
     def free(self, at: Any) -> None:
-        self.lib.heap_free(self.c, at, 99)
+        self.lib.adapter_free(self.c, at, 99)
 
     def why(self) -> tuple[int, str]:
         error = ffi.new("struct arena_error *")
-        rc = self.lib.heap_why(self.arena.c, error)
+        rc = self.lib.adapter_why(self.arena.c, error)
         return rc, ffi.string(error.op).decode() if error.op else ""
 
     def offset(self, at: Any) -> int:
@@ -60,22 +60,22 @@ class Heap:
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Heap]]:
-    made: list[Heap] = []
+def make() -> Iterator[Callable[..., Adapter]]:
+    made: list[Adapter] = []
 
-    def new(**options: Any) -> Heap:
-        made.append(Heap(**options))
+    def new(**options: Any) -> Adapter:
+        made.append(Adapter(**options))
         return made[-1]
 
     yield new
-    for heap in made:
-        heap.arena.check()
-        heap.arena.close()
+    for adapter in made:
+        adapter.arena.check()
+        adapter.arena.close()
     if _core.lost:
         raise _core.lost.pop()
 
 
-def test_the_callers_lock_is_let_go_of_for_what_takes_long_and_nothing_else(make: Callable[..., Heap]) -> None:
+def test_the_callers_lock_is_let_go_of_for_what_takes_long_and_nothing_else(make: Callable[..., Adapter]) -> None:
     h = make(retain=0)
     a = h.malloc(100)
     assert h.times() == 1  # a commit
@@ -99,9 +99,9 @@ def test_the_callers_lock_is_let_go_of_for_what_takes_long_and_nothing_else(make
     h.free(big)
 
 
-def test_nobodys_lock(make: Callable[..., Heap]) -> None:
-    h = make(held=False, retain=0, tick=ticking(stop))
-    at = h.realloc(h.malloc(LONG // 64), LONG // 32)  # its tick would have stopped it
+def test_nobodys_lock(make: Callable[..., Adapter]) -> None:
+    h = make(held=False, retain=0, progress=progress_of(stop))
+    at = h.realloc(h.malloc(LONG // 64), LONG // 32)  # its progress would have stopped it
     assert at != NULL
     h.free(at)
     assert h.said == [] and h.why()[0] == 0
@@ -112,13 +112,13 @@ def test_nobodys_lock(make: Callable[..., Heap]) -> None:
 
 
 @pytest.mark.parametrize("overflow", [False, True])
-def test_a_tick_that_stops_it(make: Callable[..., Heap], overflow: bool) -> None:
-    h = make(overflow=overflow, tick=ticking(stop), size=2 * LONG)
+def test_a_tick_that_stops_it(make: Callable[..., Adapter], overflow: bool) -> None:
+    h = make(overflow=overflow, progress=progress_of(stop), size=2 * LONG)
     before = h.arena.figures()
     assert h.malloc(LONG) == NULL or overflow
     assert h.why()[0] == -STOP
     assert h.arena.figures() == before
-    h.tick = h.c.tick = ticking(lambda: -errno.EINTR)
+    h.progress = h.c.progress = progress_of(lambda: -errno.EINTR)
     assert h.malloc(LONG) == NULL and ffi.errno == errno.ENOMEM  # who was stopped gets nothing from elsewhere
     assert h.why()[0] == -errno.EINTR
     small = h.malloc(64)
@@ -127,7 +127,7 @@ def test_a_tick_that_stops_it(make: Callable[..., Heap], overflow: bool) -> None
     assert h.arena.figures() == before
 
 
-def test_in_place_and_moved(make: Callable[..., Heap]) -> None:
+def test_in_place_and_moved(make: Callable[..., Adapter]) -> None:
     h = make()
     a = h.malloc(1000)
     ffi.memmove(a, b"x" * 1000, 1000)
@@ -140,7 +140,7 @@ def test_in_place_and_moved(make: Callable[..., Heap]) -> None:
     assert h.realloc(a, 0) == a
 
 
-def test_addresses_that_are_not_its_own(make: Callable[..., Heap]) -> None:
+def test_addresses_that_are_not_its_own(make: Callable[..., Adapter]) -> None:
     h = make()
     a = h.malloc(1000)
     before = h.arena.figures()
@@ -157,7 +157,7 @@ def test_addresses_that_are_not_its_own(make: Callable[..., Heap]) -> None:
     other.free(b)
 
 
-def test_overflow(make: Callable[..., Heap]) -> None:
+def test_overflow(make: Callable[..., Adapter]) -> None:
     h = make(overflow=True)
     out = h.calloc(32, MIB)
     assert not 0 <= h.offset(out) < h.arena.size and not any(bytes(ffi.buffer(out, 32 * MIB))[::4096])
@@ -175,7 +175,7 @@ def test_overflow(make: Callable[..., Heap]) -> None:
     assert strict.malloc(EVER) == NULL and strict.why()[0] == -errno.ENOSPC
 
 
-def test_reset_leaves_them_alone(make: Callable[..., Heap]) -> None:
+def test_reset_leaves_them_alone(make: Callable[..., Adapter]) -> None:
     h = make()
     lib = h.lib
     a = h.malloc(64)
@@ -188,11 +188,11 @@ def test_reset_leaves_them_alone(make: Callable[..., Heap]) -> None:
     assert h.arena.stats().blocks == 0
 
 
-def test_a_closed_arena_goes_with_its_last_block_and_its_addresses_are_mallocs(make: Callable[..., Heap]) -> None:
+def test_a_closed_arena_goes_with_its_last_block_and_its_addresses_are_mallocs(make: Callable[..., Adapter]) -> None:
     h = make(overflow=True)
     a = h.malloc(100)
     page = ffi.cast("void *", h.arena.base)
-    must(h.lib.arena_close(h.arena.c))
+    must(h.lib.arena_close(h.arena.c, False))
     out = h.malloc(100)  # closed: from malloc
     assert h.why() == (-errno.ESHUTDOWN, "alloc") and not 0 <= h.offset(out) < h.arena.size
     ffi.memmove(a, b"still there", 11)
