@@ -14,7 +14,7 @@ from typing import TypeAlias as _TypeAlias
 if _TYPE_CHECKING:
     from .doctor.place import Place
 
-_EHWPOISON = 133  # in the errno module from Python 3.14 on
+_EHWPOISON = 133  # the errno module has it from Python 3.14 on
 
 # What the tools call a limit: systemd, docker and limits.conf, LXC, the shell's ulimit.
 _LIMITS = {
@@ -29,12 +29,12 @@ _DOCKER_CANNOT = ("as",)
 
 
 def _raise(name: str) -> str:
-    """Raise a limit in the shell."""
+    """Say how to raise a limit in the shell."""
     return f"raise {name} (ulimit -{_LIMITS[name][2]})"
 
 
 def _raise_anywhere(name: str, value: str, capability: str) -> str:
-    """Raise a limit, wherever the process was started from."""
+    """Say how to raise a limit, wherever the process was started from."""
     unit, tool, flag = _LIMITS[name]
     size, number = ("infinity", "-1") if value == "unlimited" else (value, value)
     return (
@@ -46,7 +46,7 @@ def _raise_anywhere(name: str, value: str, capability: str) -> str:
 
 
 def _limit(where: str) -> str:
-    """What to do about a limit, by the file or mount point that says so."""
+    """Say what to do about a limit, by the file or mount point that says it."""
     if "meminfo" in where:
         return "the machine has no more memory: ask for less, lower `headroom`, or free memory elsewhere"
     if "hugetlb." in where:
@@ -71,12 +71,12 @@ def _limit(where: str) -> str:
 
 
 def memlock() -> str:
-    """How a process may lock more memory."""
+    """Say how a process may lock more memory."""
     return _raise_anywhere("RLIMIT_MEMLOCK", "unlimited", "IPC_LOCK")
 
 
 def rtprio(priority: int) -> str:
-    """Why a thread may not have this priority of SCHED_FIFO, and what to do."""
+    """Say why a thread may not have this priority of SCHED_FIFO, and what to do."""
     allowed = _resource.getrlimit(_resource.RLIMIT_RTPRIO)[0]
     return (
         f"SCHED_FIFO with priority {priority} is not permitted: RLIMIT_RTPRIO is {allowed}, and there is no "
@@ -87,7 +87,7 @@ def rtprio(priority: int) -> str:
 
 
 def cpus(allowed: _Iterable[int]) -> str:
-    """What to do where a CPU may not be used."""
+    """Say what to do where a CPU may not be used."""
     return (
         f"it may on {sorted(allowed)} now; the machine, a cpuset (docker run --cpuset-cpus, systemd AllowedCPUs=) or "
         "taskset(1) has no others for it"
@@ -95,7 +95,7 @@ def cpus(allowed: _Iterable[int]) -> str:
 
 
 def stack() -> str:
-    """How a thread gets a larger stack."""
+    """Say how a thread gets a larger stack."""
     return (
         "ask for less, raise RLIMIT_STACK before the program starts (ulimit -s) for the main thread, or call "
         "threading.stack_size() before another is started"
@@ -107,7 +107,7 @@ def _files() -> str:
 
 
 def perf_event(err: int) -> str:
-    """How a thread may note the addresses of its page faults."""
+    """Say how a thread may note the addresses of its page faults."""
     if err in (_errno.EMFILE, _errno.ENFILE):
         return _files()
     if err in (_errno.ENOSYS, _errno.ENOENT, _errno.EOPNOTSUPP, _errno.ENODEV):
@@ -119,7 +119,8 @@ def perf_event(err: int) -> str:
 
 
 def for_commit(err: int, op: str, where: str, available: int | None) -> str:
-    """``where``: the file or mount point that says what was ``available`` (bytes)."""
+    """Say what to do about a commit that failed. ``where`` is the file or mount point that says what was ``available``,
+    in bytes."""
     if op == "readonly":
         return "it is read-only: commit(populate='read')"
     if op == "mlock":
@@ -194,7 +195,8 @@ def for_commit(err: int, op: str, where: str, available: int | None) -> str:
 
 
 def for_reserve(err: int, op: str, where: str, page: int, overcommit: int) -> str:
-    """``page``: the size in bytes that was insisted on, or 0; ``overcommit``: vm.overcommit_memory."""
+    """Say what to do about a reservation that failed. ``page`` is the page size in bytes that was insisted on, or 0;
+    ``overcommit`` is vm.overcommit_memory."""
     if err in (_errno.EMFILE, _errno.ENFILE):
         return _files()
     if op == "end of file":
@@ -271,7 +273,7 @@ def for_reserve(err: int, op: str, where: str, page: int, overcommit: int) -> st
     return f"{op} failed"
 
 
-# The doctor's: one line, for one place.
+# What follows is for the doctor: one line that mends a thing, for the place where the process is.
 
 How: _TypeAlias = _Literal[
     "sysctl", "shell", "docker", "podman", "kubernetes", "lxc", "systemd", "limits.conf", "boot", "python"
@@ -320,7 +322,7 @@ def _unit(where: Place, line: str) -> Mend:
 
 
 def run_with(where: Place, options: str, capability: str = "") -> Mend | None:
-    """How a container is started with these options and this capability; None: this is no container."""
+    """Say how a container is started with these options and this capability; None if this is no container."""
     if where.kind == "kubernetes" and capability:
         return Mend(
             "kubernetes",
@@ -340,7 +342,7 @@ def run_with(where: Place, options: str, capability: str = "") -> Mend | None:
 
 
 def rlimit(where: Place, name: str, hard: int | None, *, value: str = "unlimited", capability: str = "") -> Mend:
-    """``hard``: how far this process itself may raise it; None: as far as it likes."""
+    """Say how to raise a resource limit. ``hard`` is how far this process itself may raise it; None: without end."""
     unit, tool, flag = _LIMITS[name]
     if hard is None:
         return Mend("shell", f"ulimit -{flag} {value}", "in the shell that starts it, which may")
@@ -364,19 +366,19 @@ def rlimit(where: Place, name: str, hard: int | None, *, value: str = "unlimited
 
 
 def lift_memlock(where: Place, hard: int | None) -> Mend:
-    """To lock memory without a limit."""
+    """Say how to lock memory without a limit."""
     return rlimit(where, "RLIMIT_MEMLOCK", hard, capability="IPC_LOCK")
 
 
 def lift_rtprio(where: Place, hard: int | None) -> Mend:
-    """To run under SCHED_FIFO."""
+    """Say how to run under SCHED_FIFO."""
     if hard:
         return Mend("shell", f"ulimit -S -r {hard}", "in the shell that starts it, which may")
     return rlimit(where, "RLIMIT_RTPRIO", hard, value="99", capability="SYS_NICE")
 
 
 def allow_perf(where: Place, paranoid: int | None) -> Mend | None:
-    """To count and sample this process's own events. None: it is not known what is in the way."""
+    """Say how to count and sample this process's own events; None if it is not known what is in the way."""
     started = run_with(where, "", "PERFMON")
     if started is not None:
         return started
@@ -392,7 +394,7 @@ def _gib(nbytes: int) -> int:
 
 
 def memory(where: Place, path: str, wanted: int) -> Mend:
-    """A memory cgroup with room for so many bytes. ``path``: the file that says the limit."""
+    """Say how to get a memory cgroup with room for so many bytes. ``path`` is the file that says the limit."""
     n, high = _gib(wanted), path.endswith("high")
     if where.kind == "kubernetes" and not high:
         return Mend("kubernetes", f"resources: {{limits: {{memory: {n}Gi}}}}", "in the container's spec")
@@ -406,7 +408,7 @@ def memory(where: Place, path: str, wanted: int) -> Mend:
 
 
 def cpu_quota(where: Place, path: str, cpus: int) -> Mend:
-    """As much time as there are CPUs. ``path``: the file that says the quota."""
+    """Say how to get as much time as there are CPUs. ``path`` is the file that says the quota."""
     if where.kind == "kubernetes":
         return Mend(
             "kubernetes", f"resources: {{limits: {{cpu: {cpus}}}}}", "in the container's spec, or no limit at all"
@@ -420,7 +422,7 @@ def cpu_quota(where: Place, path: str, cpus: int) -> Mend:
 
 
 def shm_size(where: Place, wanted: int) -> Mend:
-    """A /dev/shm of so many bytes."""
+    """Say how to get a /dev/shm of so many bytes."""
     n = _gib(wanted)
     if where.kind == "kubernetes":
         return Mend(

@@ -26,7 +26,7 @@ def numpy() -> Any:
 
 
 def refusal(dtype: Any, where: str = "an arena") -> ValueError:
-    """Why a dtype with ``hasobject`` cannot be had there."""
+    """Make the exception that says why a dtype with ``hasobject`` cannot be had there."""
     if dtype.kind == "T":
         return ValueError(
             f"{where} cannot hold {dtype}: its strings are on a heap of NumPy's, and the array holds only where; take "
@@ -50,7 +50,7 @@ def empty_like(
     shape: _Shape | None,
     align: Any,
 ) -> NDArray[Any]:
-    """As np.empty_like with subok=False, in the arena."""
+    """Make what np.empty_like with subok=False makes, in the arena."""
     like = numpy().asarray(prototype)
     dims = like.shape if shape is None else dimensions(shape)
     wanted = like.dtype if dtype is None else dtype
@@ -62,7 +62,8 @@ def empty_like(
         elif like.flags.f_contiguous:
             order = "F"
         else:
-            # The axis of the longest strides first, whichever way they go: then it is C order, seen from elsewhere.
+            # With the axes sorted by their strides, the longest first, the array is in C order; transposing it back
+            # gives the prototype's order. The sign of a stride does not matter.
             axes = sorted(range(len(dims)), key=lambda i: -abs(like.strides[i]))
             made = arena.empty([dims[i] for i in axes], wanted, align=align)
             back = sorted(range(len(dims)), key=axes.__getitem__)
@@ -77,12 +78,12 @@ def empty_like(
 def array(
     arena: Arena, obj: ArrayLike, dtype: DTypeLike | None, order: Literal["C", "F", "A", "K"], align: Any
 ) -> NDArray[Any]:
-    """As np.array with copy=True and subok=False, in the arena."""
+    """Make what np.array with copy=True and subok=False makes, in the arena."""
     np = numpy()
     wanted = None if dtype is None else np.dtype(dtype)
     if wanted is not None and wanted.hasobject:
         raise refusal(wanted)
-    # A dtype may depend on the values ("S", "M8"), and what is no array has to become one first.
+    # Some dtypes depend on the values ("S", "M8"), and an object that is no array has to become one first.
     first = not isinstance(obj, np.ndarray) or (wanted is not None and wanted.kind not in "biufc")
     source = np.asarray(obj, wanted if first else None)
     like = obj if isinstance(obj, np.ndarray) else source
@@ -99,7 +100,7 @@ def full(
     order: Literal["C", "F"],
     align: Any,
 ) -> NDArray[Any]:
-    """A new array of one value; its dtype is that value's unless said otherwise."""
+    """Make an array of one value, whose dtype is that value's unless another is given."""
     np = numpy()
     made = arena.empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order, align=align)
     np.copyto(made, fill_value, casting="unsafe")

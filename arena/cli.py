@@ -98,7 +98,7 @@ def carry_out(
         parser.error(str(error))
     except (ArenaError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            # Whoever read us has seen enough. What is still buffered must not fail again at exit.
+            # Whoever read the output has closed the pipe. What is still buffered must not fail again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -97,7 +97,7 @@ class Way:
     turns: list[dict[str, float]] = field(default_factory=list)
 
     def turn(self, frames: Frames, need: int, tick: Callable[[int], object]) -> None:
-        """All frames once."""
+        """Fill all frames once."""
         before, start, took = resident(), time.perf_counter(), []
         in_use: deque[Any] = deque(maxlen=IN_USE)
         with self.begin(need) as make:
@@ -132,7 +132,7 @@ def ordinary() -> Iterator[Way]:
 
 
 def verdict(ours: Way, others: Sequence[Way], sizes: Sequence[int]) -> str:
-    """What was measured, and what it means."""
+    """Say what was measured, and what it means."""
     if sum(sizes) < MANY or sum(sizes) < LARGE * len(sizes):
         return f"No verdict on so little ({amount(sum(sizes))}): an arena is for buffers of some MiB, many times."
 
@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         bar(done, total)
 
     try:
-        # The first round does not count: what it finds are files that are not cached, and memory that a host has taken.
+        # The first round does not count: it finds files that are not cached, and memory that a host has taken back.
         for i in range(args.rounds + 1):
             for way in ways[i % len(ways) :] + ways[: i % len(ways)]:
                 way.turn(frames, need, tick)

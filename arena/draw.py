@@ -11,7 +11,7 @@ __all__ = ["ProgressBar", "bar", "table"]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines with aligned columns: the first to the left, all others to the right.
+    """Format lines with aligned columns: the first to the left, all others to the right.
 
     >>> print(table(["", "arena"], [["time", "1 ms"], ["page faults", "0"]]))
                   arena
@@ -28,7 +28,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def bar(part: float, whole: float, width: int) -> str:
-    """``###...``: the part of the whole.
+    """Draw a part of a whole as ``###...``.
 
     >>> bar(1, 4, 8)
     '##......'
@@ -71,7 +71,7 @@ class ProgressBar:
         self.width = len(line)
 
     def clear(self) -> None:
-        """Takes the line away."""
+        """Take the line away."""
         if self.width:
             self.stream.write("\r" + " " * self.width + "\r")
             self.stream.flush()

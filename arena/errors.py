@@ -103,7 +103,7 @@ def _fill(error: ArenaError, op: str, numbers: dict[str, int | None], hint: str)
 
 
 def amount(n: int | None) -> str:
-    """``1536`` as ``"1.5 KiB"``."""
+    """Write a number of bytes for people: ``1536`` is ``"1.5 KiB"``."""
     if n is None:
         return "an unknown amount"
     if n < 1024:
@@ -113,7 +113,7 @@ def amount(n: int | None) -> str:
 
 
 def commit_error(err: int, op: str, where: str, numbers: dict[str, int | None]) -> CommitError:
-    """The exception for a commit that failed with this errno at this step."""
+    """Make the exception for a commit that failed with this errno at this step."""
     available = numbers["available"]
     hint = _advice.for_commit(err, op, where, available)
     there = (
@@ -132,8 +132,8 @@ def commit_error(err: int, op: str, where: str, numbers: dict[str, int | None]) 
 def reserve_error(
     err: int, op: str, where: str, path: str | None, page: int, numbers: dict[str, int | None], overcommit: int
 ) -> ReserveError:
-    """The exception for a reservation that failed with this errno at this step. ``page``: what size was insisted on, or
-    0."""
+    """Make the exception for a reservation that failed with this errno at this step. ``page`` is the page size that was
+    insisted on, or 0."""
     hint = _advice.for_reserve(err, op, where, page, overcommit)
     of = "" if path is None else f" of {path}"
     error = ReserveError(
@@ -144,7 +144,7 @@ def reserve_error(
 
 
 def full_error(numbers: dict[str, int | None], *, grow: bool) -> ArenaFullError:
-    """The exception for an allocation that no free range is large enough for."""
+    """Make the exception for an allocation that no free range is large enough for."""
     if grow:
         what, hint = "free range", "free blocks, or make the arena larger (reserving costs nothing)"
     else:
@@ -158,7 +158,7 @@ def full_error(numbers: dict[str, int | None], *, grow: bool) -> ArenaFullError:
 
 
 def lock_error(err: int, requested: int, locked: int, limit: int | None) -> LockError:
-    """The exception for an mlockall that was refused this errno, at a mapping of ``requested`` bytes (0: at once)."""
+    """Make the exception for an mlockall that was refused, at a mapping of ``requested`` bytes (0: at once)."""
     hint = _advice.memlock() if limit is not None else _advice.for_commit(err, "mlock", "", None)
     of = f" {amount(requested)} more" if requested else ""
     allowed = "" if limit is None else f"; {amount(locked)} are locked, and RLIMIT_MEMLOCK allows {amount(limit)}"
@@ -169,7 +169,7 @@ def lock_error(err: int, requested: int, locked: int, limit: int | None) -> Lock
 
 
 def page_fault_error(minor: int, major: int, allowed: int, where: list[_PageFault], hint: str) -> PageFaultError:
-    """The exception for a block in which a thread faulted so often; ``where`` as far as it is known."""
+    """Make the exception for a block in which a thread faulted so often. ``where`` has the faults that are known."""
     n = minor + major
     first = f"; the first: {where[0]}" if where else ""
     error = PageFaultError(
@@ -182,7 +182,7 @@ def page_fault_error(minor: int, major: int, allowed: int, where: list[_PageFaul
 
 
 def prefault_error(op: str, requested: int, available: int | None, hint: str) -> CommitError:
-    """The exception for stack or heap that is not to be had."""
+    """Make the exception for stack or heap that cannot be had."""
     there = "" if available is None else f": {amount(available)} are left"
     error = CommitError(_errno.ENOMEM, f"cannot make {amount(requested)} of {op} memory present{there}; {hint}")
     numbers = {"offset": None, "requested": requested, "committed": 0, "available": available}
@@ -191,7 +191,7 @@ def prefault_error(op: str, requested: int, available: int | None, hint: str) ->
 
 
 def pool_empty_error(nbytes: int, count: int) -> ArenaFullError:
-    """The exception for a pool whose blocks are all taken."""
+    """Make the exception for a pool whose blocks are all taken."""
     hint = "put() blocks back, or make it larger"
     error = ArenaFullError(f"all {count} blocks of the pool, of {amount(nbytes)} each, are taken; {hint}")
     _fill(error, "take", {"requested": nbytes, "available": 0}, hint)
@@ -199,7 +199,7 @@ def pool_empty_error(nbytes: int, count: int) -> ArenaFullError:
 
 
 def alive(blocks: list[tuple[int, int]]) -> str:
-    """What keeps an arena from being closed: its blocks, as (offset, nbytes)."""
+    """Say which blocks, as (offset, nbytes), keep an arena from being closed."""
     n = len(blocks)
     which = ", ".join(f"{amount(nbytes)} at offset {offset}" for offset, nbytes in blocks[:8])
     more = "" if n <= 8 else f", and {n - 8} more"

@@ -200,7 +200,7 @@ def memmap(
         else:
             array = over(None)
             array.flags.writeable = how != "r"
-        # As np.memmap's constructor leaves them. The base flushes, and NumPy asks whether _mmap is None.
+        # np.memmap's constructor leaves these so. The base has flush(), and NumPy asks whether _mmap is None.
         array._mmap = array.base
         array.offset, array.mode, array.filename = start, how, None
         if isinstance(filename, os.PathLike):
@@ -222,27 +222,27 @@ def _is_device(mode: int) -> bool:
 
 
 def _opened(files: Scope, new: Scope, filename: _Path, mode: str) -> tuple[_Open, Any]:
-    """The file, open until ``files`` ends, and what to call it. When ``new`` ends, one made for this is removed."""
+    """Open the file until ``files`` ends, and return it with its name. A new file is removed when ``new`` ends."""
     given: Any = filename
     if hasattr(given, "fileno"):
         if hasattr(given, "flush"):
             given.flush()
         return _reopened(files, given.fileno(), mode), getattr(given, "name", None)
     path = os.fspath(given)
-    # Not to wait for whoever is at the other end of a pipe.
+    # O_NONBLOCK: open() does not wait for whoever is at the other end of a pipe.
     flags = (os.O_RDWR if "+" in mode else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     fd = files.get(close, os.open, path, flags) if mode != "w+" else _made(files, new, os.path.realpath(path), flags)
     return _Open(fd, fd), path
 
 
 def _reopened(files: Scope, fd: int, mode: str) -> _Open:
-    """The same file with a position of its own, for to look for holes moves it."""
+    """Open the same file once more, with a position of its own: looking for holes moves it."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if "+" not in mode or not stat.S_ISREG(os.fstat(fd).st_mode):
         return _Open(fd, None)
     try:
         own = files.get(close, os.open, f"/proc/self/fd/{fd}", flags & os.O_ACCMODE | os.O_CLOEXEC)
-    except OSError:  # there is no /proc, or a right to the file that was passed on with the descriptor alone
+    except OSError:  # there is no /proc, or the right to the file came with the descriptor alone
         if flags & os.O_APPEND:  # pwrite(2) would append
             raise
         return _Open(fd, None)
@@ -250,7 +250,7 @@ def _reopened(files: Scope, fd: int, mode: str) -> _Open:
 
 
 def _made(files: Scope, new: Scope, path: str | bytes, flags: int) -> int:
-    """Opens a file for reading and writing, and makes it if there is none."""
+    """Open a file for reading and writing, and make it if there is none."""
     for _ in range(8):  # somebody may make and remove it in between
         with contextlib.suppress(FileNotFoundError):
             return files.get(close, os.open, path, flags)
@@ -260,14 +260,14 @@ def _made(files: Scope, new: Scope, path: str | bytes, flags: int) -> int:
 
 
 def _mapped(file: _Open, mode: str, start: int, nbytes: int) -> Any:
-    """What exports the present pages, and keeps them mapped."""
+    """Map the pages, make them present, and return the object that exports them and keeps them mapped."""
     reading, shared = mode == "r", mode != "c"
     if shared and not reading:
         _room(file, start, nbytes)
     r = Reservation(start + nbytes, fd=file.fd, shared=shared, readonly=reading)
     try:
         r.commit(nbytes, offset=start, populate="read" if reading else "write")
-        # Not the memoryview: that has a release(), which would pull the memory away from under the array.
+        # The memoryview itself has a release(), which would pull the memory away from under the array.
         return r.view(nbytes, offset=start, readonly=reading).obj
     except BaseException:
         r.close()
@@ -275,13 +275,13 @@ def _mapped(file: _Open, mode: str, start: int, nbytes: int) -> Any:
 
 
 def _room(file: _Open, start: int, nbytes: int) -> None:
-    """Refuses at once what a file system cannot possibly have, rather than when it is full of it."""
+    """Refuse at once what a file system cannot possibly have, rather than when it is full."""
     fd = file.fd
     there, status = os.fstatvfs(fd), os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or not there.f_blocks:
         return
     free = there.f_bfree * there.f_frsize
-    # What is allocated but not written may count as a hole, and what is compressed as not allocated.
+    # Blocks that are allocated but not written may count as a hole, and compressed data as not allocated.
     lacking = min(
         nbytes - status.st_blocks * 512,
         sum(stop - at for at, stop in _parts(file, start, start + nbytes, holes=True)),
@@ -314,8 +314,8 @@ def _cannot_resize(error: OSError, size: int) -> OSError:
 def _overwritten(
     new: Scope, file: _Open, has: int, start: int, nbytes: int, over: Callable[[object], Any]
 ) -> tuple[Any, list[Callable[[], object]]]:
-    """The array over a file of that size, and the last steps, after which it is all zeros. What can fail comes first:
-    to clear pages that are present cannot."""
+    """Make the array over a file of that size, and return it with the last steps, after which it is all zeros. What can
+    fail comes first: clearing pages that are present cannot."""
     end = start + nbytes
     if new.ended:  # a file that was made for this is removed
         new.at_end(functools.partial(_put_back, file.fd, has, end, _parts(file, start, min(has, end), holes=True)))
@@ -325,7 +325,7 @@ def _overwritten(
     last: list[Callable[[], object]] = []
     if end < has:
         last.append(functools.partial(os.ftruncate, file.fd, end))
-    # Nobody sees the pages of these.
+    # What lies before the array is not in its mapping, so it is written through the file.
     last += [functools.partial(write_zeros, file.fd, at, stop) for at, stop in _parts(file, 0, min(has, start))]
     if nbytes and has > start:
         np = arrays.numpy()
@@ -337,7 +337,7 @@ def _put_back(fd: int, has: int, end: int, holes: Sequence[tuple[int, int]]) -> 
     with contextlib.suppress(OSError):  # the size could not be set
         if end > has:
             os.ftruncate(fd, has)
-    with contextlib.suppress(OSError):  # what was allocated is not taken back there
+    with contextlib.suppress(OSError):  # such a file system does not take back what was allocated
         _punch(fd, holes)
 
 
@@ -347,7 +347,7 @@ def _allocated(file: _Open, start: int, nbytes: int) -> Any:
     except errors.CommitError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
-    # A file system that cannot allocate ahead. The file is ours to overwrite, so zeros can be written into it.
+    # The file system cannot allocate ahead. The file is ours to overwrite, so zeros can be written into it.
     for at, stop in _parts(file, start, start + nbytes, holes=True):
         write_zeros(file.fd, at, stop)
     return _mapped(file, "w+", start, nbytes)
@@ -361,7 +361,7 @@ def _punch(fd: int, parts: Sequence[tuple[int, int]]) -> None:
 
 
 def _parts(file: _Open, at: int, end: int, *, holes: bool = False) -> list[tuple[int, int]]:
-    """Where from here to there the file has data; or holes."""
+    """Return the parts of the file between two places that have data, or that are holes."""
     first, then = (os.SEEK_HOLE, os.SEEK_DATA) if holes else (os.SEEK_DATA, os.SEEK_HOLE)
     if file.seek is None:
         return [] if holes or at >= end else [(at, end)]
@@ -371,7 +371,7 @@ def _parts(file: _Open, at: int, end: int, *, holes: bool = False) -> list[tuple
         try:
             return min(os.lseek(seek, start, whence), end)
         except OSError as error:
-            # No more data; or a file system that does not tell: it is all data.
+            # There is no more data (ENXIO), or the file system does not tell: then all counts as data.
             none = error.errno == errno.ENXIO
             return start if whence == os.SEEK_DATA and not none else end
 

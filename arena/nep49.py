@@ -40,7 +40,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _Overflow: TypeAlias = Literal["raise", "malloc"]
 
-# Who has swapped NumPy's handler in this context, and for what.
+# The scopes that have swapped NumPy's handler in this context, each with the handler that was there before.
 _swapped: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar("arena.nep49")
 
 

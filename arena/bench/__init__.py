@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one = benchmarks.add_parser(name, help=benchmark.SUMMARY, description=benchmark.__doc__)
         benchmark.add_arguments(one)
         one.set_defaults(benchmark=benchmark.run, parser=one)
-    # Whatever options it is called with are words to this parser, and the help does not mention it.
+    # This parser takes every option that it is called with for a word, and the help does not mention it.
     moved = benchmarks.add_parser(MOVED, prefix_chars="\0", add_help=False)
     moved.add_argument("ignored", nargs="*")
     moved.set_defaults(benchmark=has_moved, parser=moved)

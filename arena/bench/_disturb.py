@@ -16,7 +16,7 @@ PIECE = 1 << 20
 
 
 def neighbour(nbytes: int) -> Iterator[None]:
-    """Allocates, touches and frees."""
+    """Allocates memory, touches it and frees it, again and again."""
     while True:
         with mmap.mmap(-1, nbytes) as memory:
             for at in range(0, nbytes, mmap.PAGESIZE):
@@ -41,7 +41,7 @@ def cache(nbytes: int) -> Iterator[None]:
 
 
 def main(kind: str, nbytes: int, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     for _ in {"neighbour": neighbour, "cache": cache}[kind](nbytes):
         if os.getppid() != parent:
             return

@@ -16,9 +16,9 @@ from .ways import Way
 __all__ = ["LIVE", "PAGE", "Samples", "turn"]
 
 PAGE = mmap.PAGESIZE
-KEPT = (0, 1, 2, 3, 2, 1)  # buffers that are live beside the cycle's own, cycle by cycle
+KEPT = (0, 1, 2, 3, 2, 1)  # how many buffers are live beside the cycle's own, cycle by cycle
 LIVE = max(KEPT) + 1
-SETTLE = len(KEPT)  # cycles of a turn that are not counted: all of the buffers have been there once
+SETTLE = len(KEPT)  # so many first cycles of a turn are not counted: after them every buffer was taken once
 # The kernel lets real-time threads have 95% of a second (sched_rt_runtime_us): without pauses, so many nanoseconds are
 # followed by a rest of an eighth.
 STINT, REST = 40_000_000, 8
@@ -26,7 +26,7 @@ STINT, REST = 40_000_000, 8
 
 @dataclass
 class Samples:
-    """Nanoseconds, cycle by cycle, and the thread's page faults: in the buffers, and in whole cycles."""
+    """Nanoseconds of each cycle, and the thread's page faults in the buffers and in whole cycles."""
 
     wake: array[int] = field(default_factory=lambda: array("q"))
     memory: array[int] = field(default_factory=lambda: array("q"))
@@ -40,9 +40,9 @@ def faults() -> int:
 
 
 def turn(way: Way, size: int, page: int, cycles: int, period: int, forks: bool, into: Samples) -> float:
-    """So many cycles of one way, after some to settle, and, with ``forks``, after a fork; how many seconds they took.
+    """Run so many cycles of one way, after some to settle, and, with ``forks``, after a fork. The seconds are returned.
 
-    ``page``: a byte each so many is written, or with 0 all of them. A ``period`` of 0: one cycle after the other. A
+    One byte of every ``page`` is written, or with 0 all of them. With a ``period`` of 0 one cycle follows the other. A
     buffer that is kept has a byte of each page written when it is taken, and read before it is given back. What is
     Python's of take, write and give is the same for every way: a microsecond for a byte a page, two when it is filled.
     """
@@ -72,7 +72,7 @@ def turn(way: Way, size: int, page: int, cycles: int, period: int, forks: bool, 
                 if period:
                     sleep_until(deadline)
                     late = clock() - deadline
-                    # A cycle that was missed is not made up for: the next are not late because of it.
+                    # A cycle that was missed is not made up for, so it does not make the next ones late.
                     deadline += period * (1 + max(late, 0) // period)
                 else:
                     late = 0

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """What is found out after ten minutes is found out too late."""
+    """Refuse files that cannot be written before anything is measured."""
     for path in (args.json, args.csv, args.picture):
         if path is not None and not path.absolute().parent.is_dir():
             raise argparse.ArgumentTypeError(f"cannot write {path}: there is no folder {path.absolute().parent}")

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def permitted(priority: int) -> tuple[int | None, str]:
-    """The priority to ask for, and what to say of it."""
+    """Return the priority to ask for, and what to say of it."""
     if not priority:
         return None, "the scheduler is the ordinary one"
     try:
@@ -108,11 +108,11 @@ def permitted(priority: int) -> tuple[int | None, str]:
 def measure(
     size: int, page: int, pressure: str, period: int, seconds: float, priority: int | None
 ) -> tuple[list[Row], str]:
-    """Every way's row: in turns, another one first each time, each until it has had its seconds."""
+    """Measure every way. They take turns, another one first each time, each until it has had its seconds."""
     with contextlib.ExitStack() as stack:
         found, locked = ways(stack, size, LIVE)
         forks = stack.enter_context(under(pressure, DISTURB))
-        # After the others were started, who have no priority. No heap: ordinary memory is to be what it is without.
+        # The other processes were started before, and have no priority. heap=0: ordinary memory stays as it is.
         stack.enter_context(prepare(heap=0, sched=priority))
         samples = {way.name: Samples() for way in found}
         spent, cycles = dict.fromkeys(samples, 0.0), dict.fromkeys(samples, FEWEST)

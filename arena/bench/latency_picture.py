@@ -15,7 +15,7 @@ COLOURS = {"arena": "#e07b28", "memset": "#222222", "bytearray": "#b4bfcc", "np.
 
 
 def draw(path: Path, rows: Sequence[Row], title: str) -> None:
-    """The memory part of the paced cycles, as a PNG or SVG file."""
+    """Draw the memory part of the paced cycles, as a PNG or SVG file."""
     paced = [row for row in rows if row.paced]
     pressures = list(dict.fromkeys(row.pressure for row in paced))
     figure = Figure(figsize=(3.4 * len(pressures), 3.6), layout="constrained")

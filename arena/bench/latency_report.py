@@ -26,7 +26,7 @@ T = TypeVar("T", int, float)
 
 @dataclass(frozen=True)
 class Row:
-    """One way in one case."""
+    """What was measured of one way in one case."""
 
     size: int
     page: int  # a byte each so many, or 0: filled
@@ -49,18 +49,18 @@ class Row:
 
     @property
     def faults(self) -> int:
-        """Of whole cycles if all is locked; else in the buffers, for the interpreter has its own."""
+        """The page faults of whole cycles if all is locked, else those in the buffers: the interpreter has its own."""
         return self.samples.cycle_faults if self.locked else self.samples.buffer_faults
 
 
 def percentile(values: Sequence[T], percent: float) -> T:
-    """By nearest rank: of fewer than 10,000 values p99.99 is the largest."""
+    """Return a percentile by nearest rank: of fewer than 10,000 values p99.99 is the largest."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
 def at_least(values: Sequence[int], percent: float) -> int:
-    """The percentile; of too few values for it, what it is not below, but for a chance of 1%.
+    """Return a percentile; of too few values for it, a bound that it is not below, but for a chance of 1%.
 
     The k-th largest of n is above it when k or more of them are, and how many are has a Poisson distribution.
     """
@@ -112,7 +112,7 @@ def percentiles(rows: Sequence[Row], *, wake: bool = False) -> str:
 
 
 def histogram(values: Sequence[int]) -> dict[int, int]:
-    """How many there are in each [2**k, 2**(k+1)) microseconds; below 1 us is with 1."""
+    """Count the values in each [2**k, 2**(k+1)) microseconds; those below 1 us count as 1."""
     counts: dict[int, int] = {}
     for value in values:
         k = max(value // 1000, 1).bit_length() - 1
@@ -127,7 +127,7 @@ def bars(row: Row) -> str:
 
 
 def figures(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
-    """The figure, its target, what was measured, and whether that reaches it."""
+    """Return each figure with its target, what was measured, and whether that reaches the target."""
     found = []
 
     def figure(name: str, target: str, value: str, reached: bool, few: str = "") -> None:
@@ -166,7 +166,7 @@ def enough(cycles: int, row: Row) -> bool:
 
 
 def fewer_than(cycles: int, *rows: Row) -> str:
-    """What has to be said of a percentile that is a maximum."""
+    """Say of a percentile that it is a maximum, if it is."""
     few = [row for row in rows if not enough(cycles, row)]
     return f" (max of {min(len(row.samples.memory) for row in few):,})" if few else ""
 

@@ -13,7 +13,7 @@ __all__ = ["machine", "resident"]
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the kernel and the versions, as a JSON object has them."""
+    """Return the processor, the kernel and the versions, for a JSON object."""
 
     def read(path: str) -> str:
         try:
@@ -35,6 +35,6 @@ def machine() -> dict[str, Any]:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory: from the page tables, for the counters in statm lag behind."""
+    """Return the bytes of this process that are in memory, from the page tables: the counters in statm lag behind."""
     with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss:"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 __all__ = ["PRESSURES", "fork_once", "under"]
 
-# What each is made of: other processes, and whether this one forks.
+# Each pressure is made of other processes, and of forks of this one or not.
 PRESSURES: dict[str, tuple[tuple[str, ...], bool]] = {
     "idle": ((), False),
     "neighbour": (("neighbour",), False),
@@ -22,7 +22,7 @@ PRESSURES: dict[str, tuple[tuple[str, ...], bool]] = {
 
 @contextlib.contextmanager
 def under(pressure: str, nbytes: int) -> Iterator[bool]:
-    """Other processes with ``nbytes`` each while the block runs; whether the block is to call fork_once() too."""
+    """Run other processes with ``nbytes`` each beside the block, which is told whether to call fork_once() too."""
     others, forks = PRESSURES[pressure]
     running: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
@@ -41,7 +41,7 @@ def under(pressure: str, nbytes: int) -> Iterator[bool]:
 
 
 def fork_once() -> None:
-    """A child that ends at once, and is waited for."""
+    """Fork a child that ends at once, and wait for it."""
     child = os.fork()
     if child == 0:
         os._exit(0)

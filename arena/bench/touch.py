@@ -19,7 +19,7 @@ _clock_nanosleep = ctypes.CDLL(None).clock_nanosleep
 
 
 class Toucher:
-    """Buffers of ``nbytes`` are written and read. What that needs is made here, and not in the cycle."""
+    """Writes and reads buffers of ``nbytes``. What that needs is made here, and not in the cycle."""
 
     def __init__(self, nbytes: int, page: int) -> None:
         self.page = page
@@ -27,13 +27,13 @@ class Toucher:
         self.counter = count_page_faults()
 
     def write(self, buffer: Any) -> int:
-        """One byte of each page; this thread's page faults."""
+        """Write one byte of each page. The thread's page faults meanwhile are returned."""
         with memoryview(buffer) as view, self.counter:
             view[:: self.page] = self.ones
         return self.counter.minor + self.counter.major
 
     def fill(self, buffer: Any) -> int:
-        """Every byte; this thread's page faults."""
+        """Write every byte. The thread's page faults meanwhile are returned."""
         first = ctypes.c_char.from_buffer(buffer)
         at, nbytes = ctypes.addressof(first), len(buffer)
         with self.counter:
@@ -41,7 +41,7 @@ class Toucher:
         return self.counter.minor + self.counter.major
 
     def read(self, buffer: Any) -> bytes:
-        """One byte of each page."""
+        """Read one byte of each page."""
         with memoryview(buffer) as view:
             return bytes(view[:: self.page])
 
@@ -51,9 +51,9 @@ class Timespec(ctypes.Structure):
 
 
 def sleep_until(deadline: int) -> None:
-    """Until time.monotonic_ns() is ``deadline``. Signal handlers run, and what they raise is raised.
+    """Sleep until time.monotonic_ns() is ``deadline``. Signal handlers run, and what they raise is raised.
 
-    time.sleep() takes how long, not until when: what comes between reading the clock and sleeping would count as late.
+    time.sleep() takes a duration and no deadline: the time between reading the clock and sleeping would count as late.
     """
     if deadline < 0:
         raise ValueError("the clock never was below 0")

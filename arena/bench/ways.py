@@ -13,12 +13,12 @@ from ..realtime import lock_memory
 __all__ = ["ARENA", "OURS", "RESIDENT", "Way", "ways"]
 
 ARENA, RESIDENT = "arena", "memset"
-OURS = (ARENA, RESIDENT)  # those of which tails are compared
+OURS = (ARENA, RESIDENT)  # the ways whose tails are compared
 
 
 @dataclass(frozen=True)
 class Way:
-    """``take(nbytes)`` and ``give(buffer)``; inside ``with way.ready()`` as a real-time program would have it."""
+    """Where buffers come from: ``take(nbytes)`` and ``give(buffer)``, inside ``with way.ready()``."""
 
     name: str
     take: Callable[[int], Any]
@@ -27,18 +27,18 @@ class Way:
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """mlockall(MCL_FUTURE) would populate ordinary memory too: it is in force in the arena's turns only."""
+        """Lock memory in the arena's turns only: mlockall(MCL_FUTURE) would populate ordinary memory too."""
         with lock_memory() if self.lock else contextlib.nullcontext():
             yield
 
     def after_fork(self) -> None:
-        """What a fork has made copy-on-write is this process's own again, where it is locked."""
+        """Make what a fork has made copy-on-write this process's own again, where it is locked."""
         with self.ready():
             pass
 
 
 def ways(stack: contextlib.ExitStack, size: int, live: int) -> tuple[list[Way], str]:
-    """The ways to have ``live`` buffers of ``size`` bytes, closed with the stack; and what was locked, in words."""
+    """Return the ways to have ``live`` buffers of ``size`` bytes, which the stack closes, and what was locked."""
     space = (2 * live + 1) * (size + (2 << 20))
     try:
         arena, locked, said = Arena(space, fork="drop", lock=True, name="latency"), True, "the arena is locked"
@@ -57,7 +57,7 @@ def ways(stack: contextlib.ExitStack, size: int, live: int) -> tuple[list[Way], 
             said += f"; the process is not: {error}"
         else:
             said += ", and in its turns and memset's the whole process"
-    # The floor: as many blocks of the same memory, taken from a list and put back there.
+    # This way is the floor: as many blocks of the same memory are taken from a list and put back there.
     resident = [arena.alloc(size) for _ in range(live)]
     for block in resident:
         stack.callback(block.free)

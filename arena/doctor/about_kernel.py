@@ -34,7 +34,8 @@ def findings(f: Facts, use: Use | None) -> Iterator[Finding]:
             yield Finding("kernel", name, f"no: {said}", among(use, *uses), f"It came with Linux {version}; {without}.")
 
 
-# Name, in _probe(), since when, and what is not to be had without it, for whom that is a limit.
+# Each line has a feature's name, its name in _probe(), the Linux that brought it, what is missing without it, and the
+# uses that this limits.
 _FEATURES: tuple[tuple[str, str, str, str, tuple[Use | None, ...]], ...] = (
     (
         "MADV_DONTNEED_LOCKED",

@@ -54,7 +54,7 @@ def _memlock(f: Facts, use: Use | None) -> Finding:
 
 
 def _refused(f: Facts, use: Use | None) -> Iterator[Finding]:
-    """mlock() of a page answers no where the limit says yes."""
+    """Make the finding for an mlock() of one page that was refused although the limit allows it."""
     err = -f.answers.get("mlock", 0)
     if err and (f.lockable is None or f.lockable >= 4096):
         verdict: Verdict = "blocks you" if use == "realtime" else "information"

@@ -12,7 +12,7 @@ from .finding import Finding, Use, Verdict, among, limited, unknown
 __all__ = ["CHUNK", "findings"]
 
 CHUNK = 2 << 20
-"""What an arena commits at once: where not even that can be had, it is blocked."""
+"""Bytes that an arena commits at once. Where not even those can be had, every use is blocked."""
 
 _SPACE = 16 << 20
 """Address space for a small arena and its index."""

@@ -14,14 +14,14 @@ __all__ = ["CpuGroup", "HugetlbGroup", "MemoryGroup", "cpu_groups", "hugetlb_gro
 
 @dataclass(frozen=True)
 class MemoryGroup:
-    """Bytes; None: no limit."""
+    """A memory cgroup, in bytes. A limit of None is no limit."""
 
     path: str
     """The file that says the limit."""
     limit: int | None
     usage: int
     cache: int
-    """Of the usage: file pages, which are given back when they are needed."""
+    """Bytes of ``usage`` that are file pages: the kernel takes them back when they are needed."""
 
     @property
     def left(self) -> int | None:
@@ -41,14 +41,14 @@ class CpuGroup:
     path: str
     """The file that says the quota."""
     quota: int | None
-    """Microseconds of CPU time in each period; None: no limit."""
+    """Microseconds of CPU time in each period; None is no limit."""
     period: int
     rt_runtime: int | None = None
-    """v1: microseconds for real-time tasks in each period; None: there is no such limit."""
+    """Microseconds for real-time tasks in each period (cgroups v1); None is no limit."""
 
 
 def _ask(files: Files, controller: str, page: int = 0) -> list[tuple[Any, ...]]:
-    """What the core answers; where not all of it can be seen, ``files.unread`` says so under the controller's name."""
+    """Ask the core for cgroups. Where not all can be seen, ``files.unread`` says so under the controller's name."""
     answer, found = _core._cgroups(controller, page)
     if answer > 0:
         files.unread[f"{controller} cgroup"] = (
@@ -60,7 +60,7 @@ def _ask(files: Files, controller: str, page: int = 0) -> list[tuple[Any, ...]]:
 
 
 def memory_groups(files: Files) -> tuple[MemoryGroup, ...]:
-    """All of them, the process's own first; one with both memory.max and memory.high is there twice."""
+    """Return all memory cgroups, the process's own first. One with both memory.max and memory.high is there twice."""
     found: list[MemoryGroup] = []
     for path, v1, seen, limit, high, usage, cache in _ask(files, "memory"):
         name = "memory.limit_in_bytes" if v1 else "memory.max"
@@ -72,7 +72,7 @@ def memory_groups(files: Files) -> tuple[MemoryGroup, ...]:
 
 
 def hugetlb_groups(files: Files, pages: tuple[int, ...]) -> tuple[HugetlbGroup, ...]:
-    """Those that have a limit, for huge pages of these sizes; of pages that are used, and of those reserved."""
+    """Return the cgroups that limit huge pages of these sizes: the pages that are used, or those that are reserved."""
     return tuple(
         HugetlbGroup(path, page, limit, usage) for page in pages for path, limit, usage in _ask(files, "hugetlb", page)
     )

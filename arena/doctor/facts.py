@@ -1,4 +1,4 @@
-"""The facts, as the kernel has them. Sizes are in bytes. None: it cannot be told; Facts.unread has the reason.
+"""The facts, as the kernel has them. Sizes are in bytes. None means that a fact cannot be told; Facts.unread says why.
 
 Judging takes facts and reads nothing, so what it makes of a machine can be tested without that machine.
 """
@@ -19,7 +19,7 @@ CAPABILITIES = {"CAP_IPC_LOCK": 14, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23, "CA
 
 @dataclass(frozen=True)
 class Limit:
-    """A resource limit; None: unlimited."""
+    """A resource limit; None is unlimited."""
 
     soft: int | None = None
     hard: int | None = None
@@ -35,11 +35,11 @@ class Node:
 @dataclass(frozen=True)
 class Machine:
     release: str = ""
-    """As uname -r says it."""
+    """The kernel's release, as uname -r says it."""
     version: str = ""
-    """As uname -v says it."""
+    """The kernel's version, as uname -v says it."""
     virtual: bool = False
-    """A hypervisor is below."""
+    """Whether a hypervisor is below."""
     total: int | None = None
     available: int | None = None
     """MemAvailable."""
@@ -76,18 +76,18 @@ class Process:
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool of hugetlb pages. How many, not bytes."""
+    """A pool of hugetlb pages. Its numbers count pages, not bytes."""
 
     page: int
-    """Bytes."""
+    """The size of a page, in bytes."""
     total: int
     free: int
     reserved: int
-    """Promised to mappings, though still counted as free."""
+    """How many are promised to mappings, though they still count as free."""
     overcommit: int
     """How many the kernel may still add by itself."""
     nodes: tuple[tuple[int, int, int], ...] = ()
-    """Number, total and free of each NUMA node."""
+    """The number of each NUMA node, and its total and free pages."""
     path: str = ""
 
     @property
@@ -97,22 +97,22 @@ class Pool:
 
 @dataclass(frozen=True)
 class Huge:
-    """Of transparent huge pages: the word chosen in each file of /sys/kernel/mm/transparent_hugepage."""
+    """Transparent huge pages: the word chosen in each file of /sys/kernel/mm/transparent_hugepage."""
 
     enabled: str | None = None
     defrag: str | None = None
     shmem: str | None = None
     sizes: Mapping[int, str] = field(default_factory=dict)
-    """Size in bytes: the word."""
+    """The word of each size of mTHP, by its bytes."""
     pools: tuple[Pool, ...] = ()
 
 
 @dataclass(frozen=True)
 class Scheduling:
     realtime_kernel: bool = False
-    """PREEMPT_RT."""
+    """Whether the kernel was built with PREEMPT_RT."""
     cpus: tuple[int, ...] = ()
-    """Those that this thread may run on."""
+    """The CPUs that this thread may run on."""
     online: tuple[int, ...] = ()
     isolated: tuple[int, ...] = ()
     rt_runtime: int | None = None
@@ -122,7 +122,7 @@ class Scheduling:
 
 @dataclass(frozen=True)
 class Shm:
-    """/dev/shm: None where there is no such mount, or (total) where it has no limit."""
+    """The bytes of /dev/shm. Both are None where there is no such mount; ``total`` is, where the mount has no limit."""
 
     total: int | None = None
     free: int | None = None
@@ -142,10 +142,10 @@ class Facts:
     scheduling: Scheduling = Scheduling()
     shm: Shm = Shm()
     unread: Mapping[str, str] = field(default_factory=dict)
-    """Path: why it could not be read."""
+    """Why a file could not be read, by its path."""
 
     def has(self, capability: str) -> bool:
-        """Is it effective, where the kernel asks for it?"""
+        """Whether the process has a capability, where the kernel asks for it."""
         bits = self.process.effective or 0
         return not self.place.user_namespace and bool(bits >> CAPABILITIES[capability] & 1)
 
@@ -153,12 +153,12 @@ class Facts:
         return self.process.limits.get(name, Limit())
 
     def hard(self, name: str) -> int | None:
-        """How far this process may raise a limit of its own; None: as far as it likes."""
+        """Return how far this process may raise a limit of its own; None is without end."""
         return None if self.has("CAP_SYS_RESOURCE") else self.limit(name).hard
 
     @property
     def lockable(self) -> int | None:
-        """How much more may be locked; None: there is no limit."""
+        """How many more bytes may be locked; None is no limit."""
         soft = self.limit("RLIMIT_MEMLOCK").soft
         if soft is None or self.has("CAP_IPC_LOCK"):
             return None

@@ -10,7 +10,7 @@ __all__ = ["Files", "cpus_of", "fields_of"]
 class Files:
     def __init__(self) -> None:
         self.unread: dict[str, str] = {}
-        """Path: why it could not be read."""
+        """Why a file could not be read, by its path."""
 
     def text(self, path: str) -> str | None:
         try:
@@ -21,24 +21,24 @@ class Files:
             return None
 
     def word(self, path: str) -> str | None:
-        """The whole file, without the end of the line."""
+        """Return the whole file, without the end of the line."""
         text = self.text(path)
         return None if text is None else text.strip()
 
     def number(self, path: str) -> int | None:
-        """None also for "max", and for what is no number."""
+        """Return the number in a file; None also for "max", and for what is no number."""
         try:
             return int(self.text(path) or "")
         except ValueError:
             return None
 
     def chosen(self, path: str) -> str | None:
-        """The word in brackets of a line like ``always [madvise] never``."""
+        """Return the word in brackets of a line like ``always [madvise] never``."""
         text = self.text(path)
         return None if text is None else text.partition("[")[2].partition("]")[0]
 
     def names(self, path: str) -> list[str]:
-        """What is in a folder, sorted."""
+        """Return the names in a folder, sorted."""
         try:
             return sorted(os.listdir(path))
         except OSError as error:
@@ -47,13 +47,13 @@ class Files:
 
 
 def fields_of(text: str | None) -> dict[str, str]:
-    """``Key: value`` and ``key value``, a line each, as /proc/meminfo, /proc/self/status and memory.stat have them."""
+    """Parse lines of ``Key: value`` or ``key value``, as /proc/meminfo, /proc/self/status and memory.stat have them."""
     pairs = (line.replace(":", " ", 1).split(None, 1) for line in (text or "").splitlines())
     return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
 
 
 def cpus_of(text: str | None) -> tuple[int, ...]:
-    """``0-2,8``: a list of CPUs or nodes.
+    """Parse a list of CPUs or nodes.
 
     >>> cpus_of("0-2,8")
     (0, 1, 2, 8)

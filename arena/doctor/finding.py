@@ -27,13 +27,13 @@ class Finding:
 
     topic: Topic
     name: str
-    """Stable: what programs look for. The kernel's own name of it where it has one."""
+    """What programs look for: it does not change. Where the kernel has a name for the thing, this is it."""
     value: str
     """What was found, in words."""
     verdict: Verdict
-    """For the use that was asked for. "information": neither good nor bad for it, or it cannot be read."""
+    """What it means for the use that was asked for. "information" is neither good nor bad for it, or cannot be read."""
     reason: str
-    """One sentence."""
+    """Why, in one sentence."""
     mend: Mend | None = None
     """The line that mends it; None where nothing has to be mended, or no line does."""
 

@@ -20,12 +20,13 @@ Kind: TypeAlias = Literal["kubernetes", "docker", "podman", "lxc", "container", 
 class Place:
     kind: Kind = "login"
     sign: str = ""
-    """What says so."""
+    """What says that it is this kind."""
     unit: str = ""
-    """The service of systemd."""
+    """The name of the service of systemd."""
     sandbox: Literal["", "gVisor", "WSL1", "WSL2"] = ""
     user_namespace: bool = False
-    """Capabilities count inside it only: the kernel asks for CAP_IPC_LOCK and CAP_SYS_NICE in the first one."""
+    """Whether the process is in a user namespace of its own. Its capabilities count inside that only: the kernel asks
+    for CAP_IPC_LOCK and CAP_SYS_NICE in the first namespace."""
 
     @property
     def contained(self) -> bool:
@@ -35,17 +36,17 @@ class Place:
 @dataclass(frozen=True)
 class Signs:
     files: frozenset[str] = frozenset()
-    """Of FILES, those that are there."""
+    """Those of FILES that exist."""
     environment: Mapping[str, str] | None = None
-    """Of ENVIRONMENT, those that are set."""
+    """Those variables of ENVIRONMENT that are set."""
     cgroups: str = ""
-    """/proc/self/cgroup"""
+    """The text of /proc/self/cgroup."""
     manager: str = ""
-    """/run/systemd/container"""
+    """The text of /run/systemd/container."""
     version: str = ""
-    """/proc/version"""
+    """The text of /proc/version."""
     uid_map: str = ""
-    """/proc/self/uid_map"""
+    """The text of /proc/self/uid_map."""
 
 
 FILES = ("/.dockerenv", "/run/.containerenv", "/var/run/secrets/kubernetes.io")
@@ -58,7 +59,7 @@ _SIGNS: tuple[tuple[str, Kind], ...] = (
     ("/run/.containerenv", "podman"),
     ("/.dockerenv", "docker"),
 )
-# An id has to follow: docker.service is the host's, and so are conmon's and LXC's monitors.
+# A container's id has to follow: docker.service is the host's, and so are conmon's and LXC's monitors.
 _CGROUPS: tuple[tuple[str, Kind], ...] = (
     (r"/kubepods\b", "kubernetes"),
     (r"/docker[-/][0-9a-f]{12}", "docker"),

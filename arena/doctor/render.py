@@ -60,7 +60,7 @@ def _advice(f: Finding, width: int) -> list[str]:
     indent = " " * 6
     lines = textwrap.wrap(f.reason, width, initial_indent=indent, subsequent_indent=indent)
     if f.mend is not None:
-        # Not wrapped: it is there to be copied.
+        # The line is not wrapped: it is there to be copied.
         lines += [f"{indent}→ {f.mend.line}"]
         lines += textwrap.wrap(f.mend.where, width, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}  ")
     return lines

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def guarded(guard: count_page_faults, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, each call of which is a block of the guard."""
+    """Make a function each call of which is a block of the guard."""
     if not callable(function):
         raise TypeError(f"{type(guard).__name__} decorates functions, not {function!r}; its arguments are keywords")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -24,7 +24,7 @@ def guarded(guard: count_page_faults, function: Callable[..., Any]) -> Callable[
 
         @functools.wraps(function)
         async def waited(*args: Any, **kwargs: Any) -> Any:
-            # One of its own for each call: they overlap.
+            # Calls overlap, so each has a guard of its own.
             with guard._fresh():
                 return await function(*args, **kwargs)
 

@@ -36,7 +36,7 @@ class Recording(NamedTuple):
 
     @classmethod
     def of_watch(cls, faults: list[tuple[int, int]], err: int, asked: bool) -> Recording:
-        """As the thread's watch has it. ``err``: why there is none, or 0."""
+        """Make it of what the thread's watch has noted. ``err`` says why there is no watch, or is 0."""
         return cls(faults, [], _refused(err) if err else "" if asked else "no_page_faults(where=True) says where")
 
 
@@ -45,7 +45,7 @@ def _one_at_a_time(wishes: list[None], fewer: bool) -> None:
         raise BlockingIOError
 
 
-# One records lines in the process, for the signal and its handler are the process's.
+# One thread at a time records lines, for the signal and its handler are the process's.
 _recording: Ledger[None] = Ledger(_one_at_a_time)
 
 
@@ -58,15 +58,18 @@ class Recorder(Owner):
         self._watch = watch
 
     def recording(self) -> Recording:
-        """What was recorded so far; nothing more is."""
+        """Stop, and return what was recorded."""
         self._watch.disarm()
         text = os.pread(self._text, os.fstat(self._text).st_size, 0).decode("utf-8", "replace")
         return Recording(self._watch.faults(), _innermost(text), "")
 
 
 def record(watch: Callable[[int], Watch], ignore: Callable[[int], object]) -> Recorder | str:
-    """Begins to record this thread's faults, or says why that cannot be. ``watch`` notes faults, and sends this signal
-    for each; OSError: perf_event_open(2) is refused. ``ignore``: from then on the signal does nothing by itself."""
+    """Begin to record this thread's faults, or say why that cannot be.
+
+    ``watch(signal)`` notes faults, and sends that signal for each; it raises OSError where perf_event_open(2) is
+    refused. ``ignore(signal)`` makes the signal do nothing by itself from then on.
+    """
     number = _free_signal()
     if number is None:
         return "where is not known, for no real-time signal is free"
@@ -74,7 +77,7 @@ def record(watch: Callable[[int], Watch], ignore: Callable[[int], object]) -> Re
         with Scope() as scope:
             _recording.enter(scope, None)
             text = scope.get(os.close, os.memfd_create, "page faults")
-            # What faulthandler puts back: on a machine that is late with a signal, it may come after the end.
+            # faulthandler puts this back at the end. A machine that is late with a signal may deliver it after that.
             ignore(number)
             scope.do(
                 functools.partial(faulthandler.unregister, number),
@@ -104,7 +107,7 @@ def _free_signal() -> int | None:
 
 
 def _innermost(text: str) -> list[tuple[str, int] | None]:
-    """The first frame of each stack that faulthandler has written."""
+    """Return the first frame of each stack that faulthandler has written."""
     found: list[tuple[str, int] | None] = []
     for stack in text.split("(most recent call first):")[1:]:
         frame = _FRAME.search(stack)
@@ -127,7 +130,7 @@ def _mappings() -> list[tuple[int, int, str]]:
 
 
 def error(minor: int, major: int, allowed: int, recording: Recording, symbol: Callable[[int], str]) -> PageFaultError:
-    """The exception for a block with so many faults. ``symbol`` names the code at an address."""
+    """Make the exception for a block with so many faults. ``symbol`` names the code at an address."""
     mappings = _mappings() if recording.faults else []
     where = []
     for i, (address, instruction) in enumerate(recording.faults):

@@ -21,7 +21,7 @@ from ..sizes import parse_size
 __all__ = ["Prepared", "prepare", "restore"]
 
 
-# What is the process's, and stays as long as any prepare() asks for it.
+# These are settings of the process, each in force as long as any prepare() asks for it.
 _off: Ledger[None] = Ledger(_realtime.collect_not)
 _frozen: Ledger[None] = Ledger(_realtime.freeze)
 _heaps: Ledger[int] = Ledger(_realtime.keep_heap)
@@ -160,7 +160,7 @@ def restore() -> None:
 
 
 def _can_be_had(nbytes: int) -> None:
-    """CommitError where it is not: in the stack and in malloc's memory the OOM killer would say so."""
+    """Raise CommitError where there is no such memory: in stack and heap the OOM killer would say so."""
     with _core.Reservation(nbytes) as there:
         there.commit()
 

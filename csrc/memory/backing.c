@@ -270,27 +270,46 @@ static uint64_t room(const struct backing *b, char *where, size_t size) {
     return least;
 }
 
-int backing_explain(const struct backing *b, int rc, uint64_t end, uint64_t bytes, struct arena_error *e) {
+/* Did it end beyond the file, in a file that may be shorter than its mapping? */
+static bool is_beyond_file(const struct backing *b, uint64_t end, struct arena_error *e) {
     struct os_file file;
-    bool absent = rc == -EFAULT || rc == -ENOMEM, full = rc == -ENOSPC || rc == -EDQUOT;
-    if (full || rc == -EOPNOTSUPP || rc == -EFBIG) e->op = "fallocate"; /* a populate call has no such answers */
-    if (rc == -EFAULT && b->mapping.fd >= 0 && !b->sealed && os_file_look(b->mapping.fd, &file) == 0 &&
-        file.type != OS_FILE_OTHER && end > ((file.size + b->page - 1) & ~(b->page - 1))) {
-        e->op = "end of file";
-        e->available = file.size;
-        return rc;
-    }
-    if (!full && !(absent && (b->kind->pool || rc == -EFAULT))) return rc;
-    uint64_t left = room(b, e->where, sizeof e->where);
-    if (left == UINT64_MAX || (!full && !b->kind->pool && left >= bytes)) {
-        e->where[0] = 0;
-        return rc;
-    }
-    e->available = left;
-    return rc == -EDQUOT ? rc : -ENOSPC;
+    if (b->mapping.fd < 0 || b->sealed || os_file_look(b->mapping.fd, &file) || file.type == OS_FILE_OTHER)
+        return false;
+    if (end <= ((file.size + b->page - 1) & ~(b->page - 1))) return false;
+    e->op = "end of file";
+    e->available = file.size;
+    return true;
 }
 
-int backing_preflight(struct backing *b, uint64_t bytes, struct arena_error *e) {
+/* Does what the backing has left explain it? For an error that may have another cause it has to be less than was wanted. */
+static bool is_full(const struct backing *b, uint64_t less_than, struct arena_error *e) {
+    uint64_t left = room(b, e->where, sizeof e->where);
+    if (left != UINT64_MAX && left < less_than) {
+        e->available = left;
+        return true;
+    }
+    e->where[0] = 0;
+    return false;
+}
+
+int backing_explain(const struct backing *b, int rc, uint64_t end, uint64_t bytes, struct arena_error *e) {
+    switch (rc) {
+        case -EFAULT: /* a page that could not be had: none is left in the file, in the pool or on the file system */
+            if (is_beyond_file(b, end, e)) return rc;
+            return is_full(b, b->kind->pool ? UINT64_MAX : bytes, e) ? -ENOSPC : rc;
+        case -ENOMEM: /* of a pool: it is empty */ return b->kind->pool && is_full(b, UINT64_MAX, e) ? -ENOSPC : rc;
+        case -ENOSPC:
+        case -EDQUOT:
+            e->op = "fallocate"; /* a populate call has no such answers */
+            (void)is_full(b, UINT64_MAX, e);
+            return rc;
+        case -EOPNOTSUPP:
+        case -EFBIG: e->op = "fallocate"; return rc;
+        default: return rc;
+    }
+}
+
+int backing_preflight(struct backing *b, uint64_t bytes, struct preflight_report *out) {
     /* What peers have put there already needs no room, and root may use what a disk does not show as available. */
     if (bytes == 0 || !backing_alone(b) || !(b->kind->pool || b->kind->shmem)) return 0;
     /* A dozen files are read for a pool, so the answer is kept as a budget, as preflight.c does. */
@@ -298,13 +317,14 @@ int backing_preflight(struct backing *b, uint64_t bytes, struct arena_error *e) 
     if (__atomic_fetch_sub(&b->budget, want, __ATOMIC_RELAXED) >= want &&
         os_now_ns() < __atomic_load_n(&b->good_for, __ATOMIC_RELAXED))
         return 0;
-    char where[sizeof e->where];
+    char where[MACHINE_WHERE];
     uint64_t left = room(b, where, sizeof where);
-    __atomic_store_n(&b->budget, left < (uint64_t)1 << 40 ? (int64_t)(left / 8) : (int64_t)1 << 40, __ATOMIC_RELAXED);
+    uint64_t most = (uint64_t)1 << 40, budget = left < most ? left / 8 : most;
+    __atomic_store_n(&b->budget, (int64_t)budget, __ATOMIC_RELAXED);
     __atomic_store_n(&b->good_for, os_now_ns() + BUDGET_NS, __ATOMIC_RELAXED);
     if (left >= bytes) return 0;
-    e->available = left;
-    memcpy(e->where, where, sizeof where);
+    out->available = left;
+    memcpy(out->where, where, sizeof where);
     return -ENOSPC;
 }
 

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "arena.h"
+#include "memory/preflight.h"
 #include "sys/features.h"
 #include "sys/files.h"
 #include "sys/mapping.h"
@@ -97,10 +98,11 @@ int backing_lock_holder(const struct backing *b, uint64_t offset, uint64_t bytes
 /* In the child of a fork the parent's locks are not ours. */
 void backing_after_fork_child(struct backing *b);
 
-/* Why a commit of so many bytes, up to `end`, failed: a truer errno where the kernel only says EFAULT, what was free, and the file that says so. */
+/* Why a commit of so many bytes, up to `end`, failed: a truer errno where the kernel only says EFAULT, what was free, and
+ * the file that says so. */
 int backing_explain(const struct backing *b, int rc, uint64_t end, uint64_t bytes, struct arena_error *e);
-/* Before anything is committed: -ENOSPC where it can be known that so much cannot be had. */
-int backing_preflight(struct backing *b, uint64_t bytes, struct arena_error *e);
+/* Before anything is committed: -ENOSPC where it can be known that so much cannot be had; *out: what is left. */
+int backing_preflight(struct backing *b, uint64_t bytes, struct preflight_report *out);
 
 /* Of a file in memory: a part of the range has no page, so that a load there would need a new one, or end in a signal. Only
  * where that can be asked without moving the position of somebody's descriptor. */

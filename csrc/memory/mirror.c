@@ -6,6 +6,7 @@
 
 #include "memory/address_space.h"
 #include "memory/decommit.h"
+#include "memory/explain.h"
 #include "memory/mlockall.h"
 #include "memory/populate.h"
 #include "memory/preflight.h"
@@ -24,6 +25,7 @@ struct making {
     struct os_mapping file;
     uint64_t span; /* the page and one mapping: the file's size */
     uint64_t promised; /* see preflight_whole */
+    struct preflight_report report; /* what a preflight has said last */
     const char *op;
     arena_progress progress;
     void *progress_arg;
@@ -64,14 +66,6 @@ static int lock(void *self, bool own) {
 
 /* --- make and destroy ----------------------------------------------------------------------------------------------- */
 
-static int allocate(void *self, char *at, uint64_t n) {
-    struct making *m = self;
-    int rc = os_allocate(m->file.fd, (uint64_t)(at - m->mirror->base), n);
-    if (rc == 0 || rc == -EOPNOTSUPP) return 0; /* then populating it does, and answers where it cannot */
-    __atomic_store_n(&m->op, "fallocate", __ATOMIC_RELAXED);
-    return rc;
-}
-
 /* Both mappings, with nothing present. The second takes the place of what the first has beyond the end of the file. */
 static int map(struct making *m) {
     bool lazy;
@@ -98,13 +92,13 @@ static int map_and_register(struct making *m) {
 }
 
 static int make_present(struct making *m, const struct preflight *preflight) {
+    struct preparation preparation = {.base = m->mirror->base, .fd = m->file.fd};
     struct populate first = {.features = m->mirror->features,
                              .preflight = preflight,
                              .write = true,
                              .page = OS_PAGE,
                              .costs = 1,
-                             .prepare = allocate,
-                             .prepare_arg = m,
+                             .preparation = &preparation,
                              .progress = m->progress,
                              .progress_arg = m->progress_arg,
                              .total = m->span,
@@ -112,7 +106,7 @@ static int make_present(struct making *m, const struct preflight *preflight) {
                              .fork_generation = &fork_generation};
     struct populate second = first;
     second.costs = 0;
-    second.prepare = NULL;
+    second.preparation = NULL;
     second.total = m->mirror->bytes;
     m->op = "mlock";
     int rc = m->mirror->lock ? lock_first(m->mirror) : 0;
@@ -120,8 +114,13 @@ static int make_present(struct making *m, const struct preflight *preflight) {
     m->op = "madvise(MADV_POPULATE_WRITE)";
     rc = populate_range(&first, m->mirror->base, m->span);
     m->promised = first.promised;
-    if (rc && first.refused) m->op = "preflight";
-    return rc ? rc : populate_range(&second, m->mirror->base + m->span, m->mirror->bytes);
+    if (preparation.refused) m->op = "fallocate";
+    if (rc && first.refused) {
+        m->op = "preflight";
+        m->report = first.report;
+    }
+    if (rc) return rc;
+    return populate_range(&second, m->mirror->base + m->span, m->mirror->bytes);
 }
 
 /* From now on mlockall.h sees to it; and it may have been on, or have unlocked all, meanwhile. */
@@ -134,58 +133,49 @@ static int made(struct making *m) {
     return rc;
 }
 
-static int make(struct making *m, const char *name, const struct preflight *preflight,
-                struct preflight_report *report) {
-    m->op = "preflight";
-    int rc = preflight_whole(preflight, m->span, &m->promised, report);
-    if (rc) return rc;
+static int make_file(struct making *m, const char *name) {
     m->op = "memfd_create";
-    if ((rc = os_memfd(name, 0, &m->file.fd)) != 0) return rc;
+    int rc = os_memfd(name, 0, &m->file.fd);
+    if (rc) return rc;
     m->op = "ftruncate";
-    if ((rc = os_file_set_size(m->file.fd, m->span)) != 0) return rc;
+    rc = os_file_set_size(m->file.fd, m->span);
+    if (rc) return rc;
     m->op = "fcntl(F_ADD_SEALS)";
-    if ((rc = os_seal_size(m->file.fd)) != 0) return rc;
-    rc = map_and_register(m);
-    if (rc == 0) rc = make_present(m, preflight);
+    return os_seal_size(m->file.fd);
+}
+
+static int make(struct making *m, const char *name) {
+    struct preflight preflight;
+    m->op = "preflight";
+    int rc = preflight_init(&preflight, 0, true, -1, &m->report);
+    if (rc == 0) rc = preflight_whole(&preflight, m->span, &m->promised, &m->report);
+    if (rc == 0) rc = make_file(m, name);
+    if (rc == 0) rc = map_and_register(m);
+    if (rc == 0) rc = make_present(m, &preflight);
     return rc ? rc : made(m);
 }
 
-static void explain(const struct making *m, int rc, const struct preflight *preflight, struct preflight_report *report,
-                    struct arena_error *e) {
-    *e = (struct arena_error){.err = -rc, .op = m->op, .requested = m->span, .available = UINT64_MAX};
-    if (strcmp(m->op, "mlock") == 0) {
-        uint64_t limit, locked;
-        os_mlock_limit(&limit, &locked);
-        e->available = limit == UINT64_MAX ? limit : limit > locked ? limit - locked : 0;
-        if (e->available < m->span) strcpy(e->where, "RLIMIT_MEMLOCK");
-    } else if (strcmp(m->op, "preflight") == 0) {
-        if (!report->where[0]) (void)preflight_read(preflight, report);
-        e->available = report->available;
-        memcpy(e->where, report->where, sizeof e->where);
-    }
+static void explain_making(const struct making *m, int rc, struct arena_error *e) {
+    explain(e, rc, m->op, 0, m->span);
+    if (strcmp(m->op, "mlock") == 0) explain_mlock(e);
+    if (strcmp(m->op, "preflight") == 0) explain_report(e, &m->report);
 }
 
 int mirror_create(uint64_t bytes, bool lock_it, const char *name, arena_progress progress, void *arg,
                   struct mirror *out, struct arena_error *error) {
-    if (bytes == 0 || bytes > BYTES_MAX) {
-        *error = (struct arena_error){.err = EINVAL, .op = "size", .requested = bytes, .available = UINT64_MAX};
-        return -EINVAL;
-    }
+    if (bytes == 0 || bytes > BYTES_MAX) return explain(error, -EINVAL, "size", 0, bytes);
     bytes = (bytes + OS_PAGE - 1) & ~(uint64_t)(OS_PAGE - 1);
     *out = (struct mirror){
         .features = os_features(), .bytes = bytes, .lock = lock_it, .changing = true, .thread = pthread_self()};
     struct making m = {.mirror = out,
                        .file = {.fd = -1, .shared = true},
+                       .report = {.available = UINT64_MAX},
                        .span = OS_PAGE + bytes,
                        .progress = progress,
                        .progress_arg = arg};
-    struct preflight preflight;
-    struct preflight_report report = {.available = UINT64_MAX};
-    int rc = preflight_init(&preflight, 0, true, -1, &report);
-    m.op = "preflight";
-    if (rc == 0) rc = make(&m, name, &preflight, &report);
+    int rc = make(&m, name);
     if (m.promised) preflight_keep_promise(m.promised);
-    if (rc) explain(&m, rc, &preflight, &report, error);
+    if (rc) explain_making(&m, rc, error);
     if (rc) mirror_destroy(out);
     if (m.file.fd >= 0) os_close_file(m.file.fd); /* the mappings keep the file */
     return rc;

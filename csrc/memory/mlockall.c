@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory/explain.h"
 #include "memory/populate.h"
 #include "memory/registry.h"
-#include "memory/reservation_op.h"
 #include "sys/fault_in.h"
 #include "sys/mlock.h"
 #include "sys/page.h"
@@ -147,7 +147,7 @@ int mlockall_sparse(bool current, bool future, bool on_fault, struct arena_error
         os_mlock_limit(&limit, &locked);
         set(false);
         (void)unlock_others();
-        reservation_explain(error, rc, "mlockall", 0, failed);
+        explain(error, rc, "mlockall", 0, failed);
         if (error) {
             error->committed = locked;
             error->available = limit;

@@ -151,7 +151,8 @@ static int begin_step(struct worker *self, uint64_t bytes, struct preflight_gran
     struct populate *p = self->work->plan;
     if (!p->costs) return 0;
     int rc = preflight_begin(p->preflight, bytes * p->costs, ask, self, grant);
-    if (rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE) __atomic_store_n(&p->refused, true, __ATOMIC_RELAXED);
+    bool refused = rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE;
+    if (refused && !__atomic_exchange_n(&p->refused, true, __ATOMIC_RELAXED)) p->report = grant->seen;
     return rc;
 }
 
@@ -175,7 +176,7 @@ static int one_prepared_piece(struct worker *self, char *at, uint64_t n) {
     uint64_t step = step_of(p), part;
     int rc = begin_step(self, n, &grant);
     if (rc) return rc;
-    rc = p->prepare(p->prepare_arg, at, n);
+    rc = prepare_piece(p->preparation, at, n);
     for (uint64_t done = 0; rc == 0 && done < n; done += part) {
         if (done && (rc = __atomic_load_n(&w->failed, __ATOMIC_RELAXED)) != 0) break;
         part = n - done < step ? n - done : step;
@@ -188,7 +189,7 @@ static int one_prepared_piece(struct worker *self, char *at, uint64_t n) {
 static int one_piece(struct worker *self, char *at, uint64_t n) {
     struct populate *p = self->work->plan;
     struct preflight_grant grant;
-    if (p->prepare) return one_prepared_piece(self, at, n);
+    if (p->preparation) return one_prepared_piece(self, at, n);
     int rc = begin_step(self, n, &grant);
     if (rc) return rc;
     rc = one_step(p, at, n, &self->backoff);
@@ -276,7 +277,7 @@ int populate_range(struct populate *p, char *base, uint64_t bytes) {
                      .bytes = bytes,
                      .step = step_of(p),
                      .forks = __atomic_load_n(p->fork_generation, __ATOMIC_RELAXED)};
-    if (p->prepare && w.step < PREPARE_STEP) w.step = PREPARE_STEP;
+    if (p->preparation && w.step < PREPARE_STEP) w.step = PREPARE_STEP;
     call_helpers(&w);
     pthread_cleanup_push(dismiss_helpers, &w);
     do_own_part(&w);

@@ -22,6 +22,7 @@
 
 #include "arena.h"
 #include "memory/preflight.h"
+#include "memory/prepare.h"
 #include "sys/features.h"
 #include "sys/page.h"
 
@@ -36,16 +37,16 @@ struct populate {
     bool fresh;                /* nothing of the range is present */
     uint64_t page;             /* bytes: 4 KiB, or how large the huge pages are */
     unsigned costs;            /* bytes of memory for each byte */
-    int (*prepare)(void *arg, char *at, uint64_t n); /* before a piece is populated; in any thread */
-    void *prepare_arg;
+    struct preparation *preparation; /* of each piece before it is populated, or NULL: it needs none */
     arena_progress progress;           /* called by the calling thread only, at least every 10 ms; may be NULL */
     void *progress_arg;
     uint64_t done, total;      /* what `progress` is told; done is advanced */
     uint64_t promised; /* atomic: bytes, of preflight_whole; kept step by step, and what is left is the caller's */
     bool touch; /* found out by populate_range */
-    bool refused; /* atomic: it was the preflight that said no */
-    const uint32_t
-        *fork_generation; /* if it moves the helpers are gone: this is the child of a fork made in `progress` */
+    bool refused; /* atomic: it was the preflight of a step that said no */
+    struct preflight_report report; /* what a preflight has said last */
+    /* If it moves the helpers are gone: this is the child of a fork made in `progress`. */
+    const uint32_t *fork_generation;
 };
 
 /* All at once, without steps and politeness, for what is small: by a populate call where the kernel has one, else by touches.

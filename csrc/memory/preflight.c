@@ -199,8 +199,10 @@ static enum verdict judge(const struct preflight *p, struct preflight_grant *g, 
     struct machine_look seen;
     uint64_t in_flight, near = NEAR + NEAR_STEPS * g->bytes, guess = load(&state.in_flight);
     *rc = look(p, near + g->bytes + guess, &seen, &in_flight);
-    if (*rc) return REFUSED;
     uint64_t usual = default_keep(seen.limit), keep = keep_of(p, usual), room = less(seen.available, in_flight);
+    report(&g->seen, &seen, keep);
+    g->seen.available = *rc ? UINT64_MAX : less(g->seen.available, in_flight);
+    if (*rc) return REFUSED;
     bool is_near = room < near + g->bytes, enough = less(room, keep) >= g->bytes;
     *rc = -ENOMEM;
     if (less(seen.available, keep) < g->bytes || (!enough && in_flight == 0)) return REFUSED;

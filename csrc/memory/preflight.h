@@ -34,6 +34,7 @@ struct preflight_grant {
     uint64_t bytes;
     int lockable;
     bool turn, locked;
+    struct preflight_report seen; /* of a refusal: what there was */
 };
 
 /* Called by a thread that waits, at least every 10 ms, and without any lock held. Not 0: the wait is over, with that -errno. */
@@ -51,7 +52,7 @@ int preflight_whole(const struct preflight *p, uint64_t bytes, uint64_t *promise
 void preflight_keep_promise(uint64_t bytes);
 
 /* For the time of a step. 0: granted, and preflight_end follows once it is populated. -ENOMEM: not that much is there; or
- * what `ask` said, or -errno of a file that could not be read. Thread-safe, and uses little stack. */
+ * what `ask` said, or -errno of a file that could not be read; grant->seen says what there was, and where. Thread-safe, and uses little stack. */
 int preflight_begin(const struct preflight *p, uint64_t bytes, preflight_ask ask, void *arg,
                     struct preflight_grant *grant);
 void preflight_end(struct preflight_grant *grant);

@@ -6,15 +6,14 @@
 #include <string.h>
 
 #include "memory/address_space.h"
+#include "memory/commit.h"
 #include "memory/decommit.h"
+#include "memory/explain.h"
 #include "memory/mlockall.h"
-#include "memory/reservation_op.h"
-#include "sys/advice.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"
 #include "sys/page.h"
 
-#define UNMAP_STEP ((uint64_t)64 << 20) /* see RELEASE_STEP */
 #define LOCK_STEP ((uint64_t)64 << 20)
 
 /* --- creation --------------------------------------------------------------------------------------------------------- */
@@ -61,7 +60,7 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     int rc = address_space_reserve(&r->backing.mapping, r->backing.bytes, align, &base, &r->lazy);
     if (rc) return rc;
     r->base = base;
-    rc = reservation_advise(r, base, r->backing.bytes, op);
+    rc = pages_advise(r, base, r->backing.bytes, op);
     if (rc == 0) {
         *op = "mmap of the page map";
         rc = make_maps(r);
@@ -70,43 +69,57 @@ static int map_backing(struct reservation *r, uint64_t align, const char **op) {
     return rc;
 }
 
+/* A shared mapping cannot be copied or wiped, and a private one not be shared. */
+static bool can_fork(const struct reservation_config *c, enum os_fork fork) {
+    if (c->shared) return fork != OS_FORK_COPY && fork != OS_FORK_WIPE;
+    return fork != OS_FORK_SHARE;
+}
+
+/* With the backing open. */
+static int set_up(struct reservation *r, const struct reservation_config *c, const char **op, char *where) {
+    bool in_file = r->backing.mapping.fd >= 0;
+    /* After an ordinary fork a write to a hugetlb page needs a second one, and is a SIGBUS where there is none. */
+    if (r->backing.kind->pool && c->fork == ARENA_FORK_AUTO && !c->shared) r->fork = OS_FORK_DROP;
+    r->page_shift = (unsigned)__builtin_ctzll(r->backing.page);
+    r->pages = r->backing.bytes >> r->page_shift;
+    struct preflight_report report;
+    int rc = preflight_init(&r->preflight, c->headroom, !c->headroom_given, r->backing.node, &report);
+    if (rc) {
+        *op = "preflight";
+        memcpy(where, report.where, sizeof report.where);
+        return rc;
+    }
+    if (c->name) {
+        r->name = strdup(c->name);
+        if (!r->name) return -ENOMEM;
+    }
+    if (r->fork == OS_FORK_WIPE && (in_file || r->backing.kind->pool)) {
+        *op = "fork";
+        return -EINVAL;
+    }
+    return map_backing(r, c->align, op);
+}
+
 int reservation_init(struct reservation *r, const struct reservation_config *c, bool registered,
                      struct arena_error *error) {
-    if (c->size == 0) return reservation_explain(error, -EINVAL, "size", 0, 0);
+    if (c->size == 0) return explain(error, -EINVAL, "size", 0, 0);
     *r = (struct reservation){.lock = {.rank = MUTEX_RANK_RESERVATION},
                               .fork = fork_of(c),
                               .dump = c->dump,
                               .mlocks = c->lock,
                               .features = c->features ? c->features : os_features(),
                               .peer_wait_ns = RESERVATION_PEER_NS};
-    /* A shared mapping cannot be copied or wiped, and a private one not be shared. */
-    if (c->shared ? r->fork == OS_FORK_COPY || r->fork == OS_FORK_WIPE : r->fork == OS_FORK_SHARE)
-        return reservation_explain(error, -EINVAL, "fork", 0, c->size);
+    if (!can_fork(c, r->fork)) return explain(error, -EINVAL, "fork", 0, c->size);
     const char *op = "open";
     char where[sizeof error->where] = "";
     int rc = backing_open(&r->backing, c, &op, where, sizeof where);
     if (rc == 0) {
-        /* After an ordinary fork a write to a hugetlb page needs a second one, and is a SIGBUS where there is none. */
-        if (r->backing.kind->pool && c->fork == ARENA_FORK_AUTO && !c->shared) r->fork = OS_FORK_DROP;
-        r->page_shift = (unsigned)__builtin_ctzll(r->backing.page);
-        r->pages = r->backing.bytes >> r->page_shift;
-        struct preflight_report report;
-        rc = preflight_init(&r->preflight, c->headroom, !c->headroom_given, r->backing.node, &report);
-        if (rc) {
-            op = "preflight";
-            memcpy(where, report.where, sizeof where);
-        }
-        if (rc == 0 && c->name && !(r->name = strdup(c->name))) rc = -ENOMEM;
-        if (rc == 0 && r->fork == OS_FORK_WIPE && (r->backing.mapping.fd >= 0 || r->backing.kind->pool)) {
-            rc = -EINVAL;
-            op = "fork";
-        }
-        if (rc == 0) rc = map_backing(r, c->align, &op);
+        rc = set_up(r, c, &op, where);
         if (rc) backing_close(&r->backing, c->path);
     }
     if (rc) {
         free((char *)r->name);
-        reservation_explain(error, rc, op, 0, c->size);
+        explain(error, rc, op, 0, c->size);
         if (error) memcpy(error->where, where, sizeof where);
         return rc;
     }
@@ -118,19 +131,11 @@ int reservation_init(struct reservation *r, const struct reservation_config *c, 
     return 0;
 }
 
-/* Under the lock. */
-static bool changing(const struct reservation *r) {
-    for (const struct reservation_op *op = r->ops; op; op = op->next) {
-        if (!op->locking) return true;
-    }
-    return false;
-}
-
 bool reservation_busy(struct reservation *r) {
     mutex_lock(&r->lock);
-    bool busy = changing(r);
+    struct reservation_users users = reservation_users(r, NULL);
     mutex_unlock(&r->lock);
-    return busy;
+    return users.op && !users.op->locking;
 }
 
 void reservation_undo(struct reservation *r, const char *unlink_path) {
@@ -142,20 +147,36 @@ void reservation_undo(struct reservation *r, const char *unlink_path) {
     free((char *)r->name);
 }
 
-int reservation_close(reservation *r) {
-    uint64_t asked = 0;
-    mutex_lock(&r->lock);
-    bool busy = changing(r) || r->pins, closed = r->refuse == -ESHUTDOWN;
-    if (!busy) r->refuse = -ESHUTDOWN;
-    while (!busy && r->ops) (void)op_wait_for(r, r->ops, NULL, NULL, &asked);
-    mutex_unlock(&r->lock);
-    if (busy || closed) return busy ? -EBUSY : 0;
-    /* Unmapping a present GiB of small pages holds the mmap_lock for 60 ms; giving it back first, in steps, does not. */
-    for (uint64_t from = 0; !r->address_lost && !r->dropped && from < r->present_end;) {
-        uint64_t start = bit_next(r->present, from, r->present_end, true), step = (UNMAP_STEP >> r->page_shift) + 1;
-        from = bit_next(r->present, start, start + step < r->present_end ? start + step : r->present_end, false);
+/* Unmapping a present GiB of small pages holds the mmap_lock for 60 ms; giving it back first, in steps, does not. */
+static void give_back_in_steps(struct reservation *r) {
+    uint64_t step = (PAGES_STEP >> r->page_shift) + 1, end = r->present_end;
+    for (uint64_t from = 0; from < end;) {
+        uint64_t start = bit_next(r->present, from, end, true);
+        from = bit_next(r->present, start, start + step < end ? start + step : end, false);
         if (from > start) (void)decommit_pages(r->features, at_page(r, start), bytes_of(r, from - start));
     }
+}
+
+/* -EBUSY: somebody uses it. 0, and *closed: it was before. */
+static int refuse_from_now_on(struct reservation *r, bool *closed) {
+    uint64_t asked = 0;
+    mutex_lock(&r->lock);
+    struct reservation_users users = reservation_users(r, NULL);
+    bool busy = users.pinned || (users.op && !users.op->locking);
+    *closed = r->refuse == -ESHUTDOWN;
+    if (!busy) {
+        r->refuse = -ESHUTDOWN;
+        while (r->ops) (void)op_wait_for(r, r->ops, NULL, NULL, &asked); /* lock_memory() is soon done */
+    }
+    mutex_unlock(&r->lock);
+    return busy ? -EBUSY : 0;
+}
+
+int reservation_close(reservation *r) {
+    bool closed;
+    int rc = refuse_from_now_on(r, &closed);
+    if (rc || closed) return rc;
+    if (!r->address_lost && !r->dropped) give_back_in_steps(r);
     registry_lock();
     reservation_undo(r, NULL);
     registry_unlock();
@@ -164,7 +185,7 @@ int reservation_close(reservation *r) {
 
 int reservation_create(const struct reservation_config *config, reservation **out, struct arena_error *error) {
     struct reservation *r = malloc(sizeof *r);
-    if (!r) return reservation_explain(error, -ENOMEM, "malloc", 0, config->size);
+    if (!r) return explain(error, -ENOMEM, "malloc", 0, config->size);
     registry_lock();
     int rc = reservation_init(r, config, true, error);
     registry_unlock();
@@ -189,8 +210,8 @@ size_t reservation_ranges(void *self, struct registry_range out[REGISTRY_RANGES]
     return r->address_lost ? 0 : 2;
 }
 
-static const struct reservation_op *overlapping(const struct reservation *r, uint64_t first, uint64_t end) {
-    const struct reservation_op *op = r->ops;
+static struct reservation_op *overlapping(const struct reservation *r, uint64_t first, uint64_t end) {
+    struct reservation_op *op = r->ops;
     while (op && (op->end <= first || end <= op->first)) op = op->next;
     return op;
 }
@@ -200,8 +221,10 @@ static bool next_to_lock(const struct reservation *r, uint64_t *from, struct res
     while ((op->first = bit_next(r->present, *from, r->present_end, true)) < r->present_end) {
         uint64_t limit = op->first + (LOCK_STEP >> r->page_shift) + 1;
         op->end = bit_next(r->present, op->first, limit < r->present_end ? limit : r->present_end, false);
-        const struct reservation_op *other;
-        while (op->first < op->end && (other = overlapping(r, op->first, op->end)) != NULL) {
+        while (op->first < op->end) {
+            struct reservation_op *other = overlapping(r, op->first, op->end);
+            if (!other) break;
+            other->left_out = true;
             if (other->first > op->first)
                 op->end = other->first;
             else
@@ -214,8 +237,7 @@ static bool next_to_lock(const struct reservation *r, uint64_t *from, struct res
 }
 
 /* Piece by piece, each an operation of its own, so that nobody waits for the lock and nobody releases what is being locked.
- * What somebody else commits or releases at this moment is left to him: he looks at mlockall_generation() when he is
- * done. */
+ * What somebody else commits or releases at this moment is left to that operation (pages_catch_up_with_mlockall). */
 int reservation_lock(void *self, bool own) {
     struct reservation *r = self;
     bool some = r->base && (r->mlocks || !own);
@@ -227,7 +249,7 @@ int reservation_lock(void *self, bool own) {
         if (some) op_begin(r, &op);
         mutex_unlock(&r->lock);
         if (!some) break;
-        rc = reservation_lock_pages(r, op.first, op.end);
+        rc = pages_mlock(r, op.first, op.end);
         mutex_lock(&r->lock);
         op_end(r, &op);
     }
@@ -276,13 +298,14 @@ void reservation_after_fork_parent(struct reservation *r) {
 static void abandon(struct reservation *r, struct reservation_op *op) {
     bool shared = r->fork == OS_FORK_SHARE;
     if (!r->dropped && op->release) {
-        if (!shared) (void)reservation_give_back(r, op->first, op->end, false);
+        bool gone;
+        if (!shared) (void)pages_give_back(r, op->first, op->end, false, &gone);
         r->committed -= bit_fill(r->present, op->first, op->end, false);
         (void)bit_fill(r->writable, op->first, op->end, false);
     } else if (!r->dropped && !shared) {
-        reservation_roll_back(r, op);
+        commit_roll_back(r, op);
     }
-    reservation_forget_made(r, op);
+    commit_forget_made(r, op);
     op_remove(r, op);
 }
 
@@ -310,7 +333,7 @@ void reservation_after_fork_child(struct reservation *r) {
         r->dropped = true;
         r->refuse = -ENOTCONN;
         backing_close(&r->backing,
-                      NULL); /* a descriptor would keep the parent's memory after the parent has let it go */
+                      NULL); /* a descriptor would keep the parent's memory once the parent has let it go */
         replace_dropped(r);
     }
     for (struct reservation_op *op = r->ops, *next; op; op = next) {

@@ -25,6 +25,8 @@ struct reservation_op {
     uint64_t discard_end; /* not 0: up to here the file's data goes as well */
     bool release;
     bool locking; /* by lock_memory(): what is committed stays as it is, and its end is near */
+    bool left_out; /* by lock_memory(), which came by meanwhile, see pages_catch_up_with_mlockall */
+    uint32_t mlockall_seen; /* mlockall_generation() when its pages were last locked as they have to be */
     bool theirs; /* a release: what the file has is a peer's */
     bool alone;  /* when it began nobody else could have put anything into the backing */
     uint64_t allocated; /* bytes of the file when it began, see all_are_new */
@@ -89,6 +91,13 @@ int reservation_init(struct reservation *r, const struct reservation_config *con
 /* What reservation_close does at last, between registry_lock and registry_unlock; and for one that is not wanted after
  * all, where a file that it created goes too. */
 void reservation_undo(struct reservation *r, const char *unlink_path);
+/* Who uses it. */
+struct reservation_users {
+    struct reservation_op *op; /* one that commits or releases; or else one of lock_memory(), which changes nothing */
+    bool pinned;
+};
+/* Under the lock: operations that are in the way of this one (not begun yet), and pins of its range; NULL: any. */
+struct reservation_users reservation_users(const struct reservation *r, const struct reservation_op *range);
 /* Is a commit or release under way? */
 bool reservation_busy(struct reservation *r);
 

@@ -4,22 +4,12 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "sys/advice.h"
+#include "memory/explain.h"
+#include "memory/mlockall.h"
+#include "memory/pages.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"
 #include "sys/thread.h"
-
-int reservation_explain(struct arena_error *e, int rc, const char *op, uint64_t offset, uint64_t requested) {
-    if (e) {
-        *e = (struct arena_error){
-            .err = -rc, .op = op, .offset = offset, .requested = requested, .available = UINT64_MAX};
-    }
-    return rc;
-}
-
-int reservation_refused(struct arena_error *e, int rc, uint64_t offset, uint64_t requested) {
-    return reservation_explain(e, rc, rc == -ESHUTDOWN ? "reservation" : "fork", offset, requested);
-}
 
 bool reservation_pages_of(const struct reservation *r, uint64_t offset, uint64_t bytes, uint64_t *first,
                           uint64_t *end) {
@@ -39,9 +29,24 @@ struct reservation_op *op_in_the_way(const struct reservation *r, uint64_t first
     return NULL;
 }
 
+struct reservation_users reservation_users(const struct reservation *r, const struct reservation_op *range) {
+    struct reservation_users users = {0};
+    bool any = !range || backing_one_at_a_time(&r->backing);
+    for (struct reservation_op *op = r->ops; op; op = op->next) {
+        if (!any && (op->end <= range->first || range->end <= op->first)) continue;
+        users.op = op;
+        if (!op->locking) break;
+    }
+    for (const struct reservation_pin *p = r->pins; p; p = p->next) {
+        if (!range || (p->first < range->end && range->first < p->end)) users.pinned = true;
+    }
+    return users;
+}
+
 void op_begin(struct reservation *r, struct reservation_op *op) {
     op->thread = pthread_self();
     op->alone = backing_alone(&r->backing);
+    op->mlockall_seen = mlockall_generation();
     LIST_PUSH(r->ops, op);
 }
 
@@ -124,8 +129,8 @@ int op_lock_peers(struct reservation *r, struct reservation_op *op, arena_progre
 
 int op_explain_lock(const struct reservation *r, const struct reservation_op *op, int rc, struct arena_error *e) {
     uint64_t offset = bytes_of(r, op->first), bytes = bytes_of(r, op->end - op->first);
-    if (rc == -EDEADLK) return reservation_explain(e, rc, "re-entry", offset, bytes);
-    reservation_explain(e, rc, op->refused ? "lock of the file" : "wait", offset, bytes);
+    if (rc == -EDEADLK) return explain(e, rc, "re-entry", offset, bytes);
+    explain(e, rc, op->refused ? "lock of the file" : "wait", offset, bytes);
     int holder = e && rc == -EBUSY && op->refused ? backing_lock_holder(&r->backing, offset, bytes) : 0;
     if (holder) snprintf(e->where, sizeof e->where, "process %d", holder);
     return rc;
@@ -187,21 +192,4 @@ void reservation_unpin(struct reservation *r, struct reservation_pin *p) {
     mutex_lock(&r->lock);
     LIST_REMOVE(r->pins, p);
     mutex_unlock(&r->lock);
-}
-
-bool reservation_is_pinned(const struct reservation *r, uint64_t first, uint64_t end) {
-    for (const struct reservation_pin *p = r->pins; p; p = p->next) {
-        if (p->first < end && first < p->end) return true;
-    }
-    return false;
-}
-
-int reservation_advise(const struct reservation *r, void *at, uint64_t bytes, const char **op) {
-    int rc = backing_advise(&r->backing, at, bytes, op);
-    if (rc) return rc;
-    if (!r->dump) (void)os_advise_dump(at, bytes, false);
-    *op = "madvise";
-    rc = os_advise_fork(at, bytes, r->fork);
-    if (r->name) os_name(r->features, at, bytes, r->name);
-    return rc;
 }

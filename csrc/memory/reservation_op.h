@@ -8,13 +8,6 @@
 #define RESERVATION_WAIT_NS 10000000u /* how often a waiter looks for signals */
 #define RESERVATION_PEER_NS ((uint64_t)60 * 1000000000u)
 
-static inline uint64_t bytes_of(const struct reservation *r, uint64_t pages) { return pages << r->page_shift; }
-static inline char *at_page(const struct reservation *r, uint64_t page) { return r->base + bytes_of(r, page); }
-
-int reservation_explain(struct arena_error *e, int rc, const char *op, uint64_t offset, uint64_t requested);
-/* Of one that is closed or dropped. */
-int reservation_refused(struct arena_error *e, int rc, uint64_t offset, uint64_t requested);
-
 /* The pages of a range, rounded outward. false: it is not in the reservation. */
 bool reservation_pages_of(const struct reservation *r, uint64_t offset, uint64_t bytes, uint64_t *first, uint64_t *end);
 
@@ -37,25 +30,11 @@ int op_lock_peers(struct reservation *r, struct reservation_op *op, arena_progre
 void op_unlock_peers(struct reservation *r, struct reservation_op *op);
 /* In the child of a fork: the lock is the parent's. */
 void op_forget_lock(struct reservation_op *op);
-/* As reservation_explain, for what op_lock_peers answered. */
+/* As explain, for what op_lock_peers answered. */
 int op_explain_lock(const struct reservation *r, const struct reservation_op *op, int rc, struct arena_error *e);
 
-bool reservation_is_pinned(const struct reservation *r, uint64_t first, uint64_t end);
 /* As reservation_pin, for a call that the child of a fork in another thread will not see the end of. */
 int reservation_pin_for_call(struct reservation *r, struct reservation_pin *p, uint64_t offset, uint64_t bytes,
                              bool write);
-
-/* No page of the range is mapped any more; its memory goes back. */
-int reservation_unmap_pages(struct reservation *r, uint64_t first, uint64_t end);
-/* mlocks them; pages of the hugetlb pool need that not. */
-int reservation_lock_pages(struct reservation *r, uint64_t first, uint64_t end);
-int reservation_give_back(struct reservation *r, uint64_t first, uint64_t end, bool discard);
-/* What was absent when the operation began, and is this operation's own (reservation.h), is given back; the rest is unmapped.
- * What was readable stays, though it takes memory now: somebody may have written there. */
-void reservation_roll_back(struct reservation *r, const struct reservation_op *op);
-/* Empties `made` in its range. */
-void reservation_forget_made(struct reservation *r, const struct reservation_op *op);
-/* Advice that has to be there before the first page, and again after a range was mapped anew. *op: what was refused. */
-int reservation_advise(const struct reservation *r, void *at, uint64_t bytes, const char **op);
 
 #endif

@@ -24,6 +24,13 @@ static inline uint64_t bit_next(const uint64_t *map, uint64_t from, uint64_t end
     return end;
 }
 
+/* The next run of bits that are `value`, from *from on and before `end`: [*first, *from). false: there is none. */
+static inline bool bit_next_run(const uint64_t *map, bool value, uint64_t *from, uint64_t end, uint64_t *first) {
+    *first = bit_next(map, *from, end, value);
+    *from = bit_next(map, *first, end, !value);
+    return *first < *from;
+}
+
 /* Are all of [from, end) set? */
 static inline bool bit_all(const uint64_t *map, uint64_t from, uint64_t end) {
     return bit_next(map, from, end, false) == end;

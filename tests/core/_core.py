@@ -293,11 +293,11 @@ class Arena:
     def free(self, handle: int) -> None:
         must(self.lib.arena_free(self.c, handle))
 
-    def give(self, handle: int) -> bool:
+    def free_deferred(self, handle: int) -> bool:
         must(self.lib.arena_free_deferred(self.c, handle, self.due))
         return bool(self.due[0])
 
-    def collect(self) -> None:
+    def purge(self) -> None:
         must(self.lib.arena_purge(self.c))
 
     def resize(self, handle: int, n: int, *, progress: Any = NULL) -> Block:
