@@ -189,7 +189,7 @@ cdef extern from "memory/users.h" nogil:
 cdef extern from "memory/mirror.h" nogil:
     cdef struct mirror:
         pass
-    int mirror_create(uint64_t, bint, const char *, arena_progress, void *, mirror *, arena_error *)
+    int mirror_create(const os_features_t *, uint64_t, bint, const char *, arena_progress, void *, mirror *, arena_error *)
     void mirror_destroy(mirror *)
 
 

@@ -2441,7 +2441,7 @@ cdef const uint32_t *fork_generation_at() noexcept nogil:
 cdef int ring_memory(
     uint64_t nbytes, bint lock, const char *name, arena_progress progress, void *arg, void *out, arena_error *e
 ) noexcept nogil:
-    return mirror_create(nbytes, lock, name, progress, arg, <mirror *>out, e)
+    return mirror_create(os_features(), nbytes, lock, name, progress, arg, <mirror *>out, e)
 
 
 cdef void ring_memory_destroy(void *m) noexcept nogil:

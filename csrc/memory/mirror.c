@@ -161,12 +161,12 @@ static void explain_making(const struct making *m, int rc, struct arena_error *e
     if (strcmp(m->op, "preflight") == 0) explain_report(e, &m->report);
 }
 
-int mirror_create(uint64_t bytes, bool lock_it, const char *name, arena_progress progress, void *arg,
-                  struct mirror *out, struct arena_error *error) {
+int mirror_create(const struct os_features *features, uint64_t bytes, bool lock_it, const char *name,
+                  arena_progress progress, void *arg, struct mirror *out, struct arena_error *error) {
     if (bytes == 0 || bytes > BYTES_MAX) return explain(error, -EINVAL, "size", 0, bytes);
     bytes = (bytes + OS_PAGE - 1) & ~(uint64_t)(OS_PAGE - 1);
     *out = (struct mirror){
-        .features = os_features(), .bytes = bytes, .lock = lock_it, .changing = true, .thread = pthread_self()};
+        .features = features, .bytes = bytes, .lock = lock_it, .changing = true, .thread = pthread_self()};
     struct making m = {.mirror = out,
                        .file = {.fd = -1, .shared = true},
                        .report = {.available = UINT64_MAX},

@@ -24,12 +24,12 @@ struct mirror {
     struct registry_entry entry;
 };
 
-/* In place: *out is in the registry of registry.h, and does not move until mirror_destroy. bytes: rounded up to pages.
+/* In place: *out is in the registry of registry.h, and does not move until mirror_destroy. features: stay where they are. bytes: rounded up to pages.
  * lock: mlocked. One mapping is enough for that, and counted: pages that are locked anywhere are reclaimed nowhere.
  * progress: between the steps of populating, or NULL. -errno, and nothing is left, with the step that failed in
  * error->op; -EINVAL of "size"; what progress said. */
-int mirror_create(uint64_t bytes, bool lock, const char *name, arena_progress progress, void *arg, struct mirror *out,
-                  struct arena_error *error);
+int mirror_create(const struct os_features *features, uint64_t bytes, bool lock, const char *name,
+                  arena_progress progress, void *arg, struct mirror *out, struct arena_error *error);
 /* Takes long, as all unmapping. Nothing happens where there is no mirror. */
 void mirror_destroy(struct mirror *m);
 

@@ -25,8 +25,11 @@ LONG = 256 * MIB  # of 4 KiB pages: populating it takes far longer than the 10 m
 
 EXTRA = """
 #define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include "memory/mirror.h"
 #include "alloc/arena_internal.h"
 
 /* A page that cannot be populated, and one that can again. */
@@ -78,6 +81,20 @@ void take_from_nobody(void) {
     mutex_lock(&l);
 }
 
+/* A mirror's memory is one memory, which is touched without a fault, and gone afterwards. */
+int mirror_round_trip(const struct os_features *f, uint64_t bytes) {
+    static struct mirror m;
+    struct arena_error e;
+    int rc = mirror_create(f, bytes, false, "test", NULL, NULL, &m, &e);
+    if (rc) return rc;
+    char *first = m.base + 4096, *base = m.base;
+    long faults = faults_of_writing(first, 2 * m.bytes);
+    memset(first, 1, m.bytes);
+    if (faults || memcmp(first, first + m.bytes, m.bytes) != 0) rc = -EIO;
+    mirror_destroy(&m);
+    return rc ? rc : is_mapped(base) || is_mapped(first) ? -EBUSY : 0;
+}
+
 int index_check(arena *a) { return freelist_check(&a->index); }
 uint64_t index_committed(arena *a) { return a->index.committed_granules * 64; }
 """
@@ -95,6 +112,7 @@ void pages_of(reservation *r, unsigned char *out, uint64_t n);
 int bustle(reservation *r, uint64_t offset, const int *over);
 void wait_for_peers(reservation *r, uint64_t ns);
 void take_from_nobody(void);
+int mirror_round_trip(const struct os_features *f, uint64_t bytes);
 int index_check(arena *a);
 uint64_t index_committed(arena *a);
 const struct os_features *os_features(void);

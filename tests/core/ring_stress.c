@@ -10,6 +10,7 @@
 #include "memory/mirror.h"
 #include "realtime/ring.h"
 #include "stress.h"
+#include "sys/features.h"
 #include "sys/page.h"
 
 static struct mirror mirror;
@@ -73,7 +74,7 @@ static void both(void *(*one)(void *), void *(*other)(void *)) {
 
 static void open_ring(uint64_t bytes) {
     struct arena_error e;
-    MUST(mirror_create(bytes, false, "stress", NULL, NULL, &mirror, &e) == 0);
+    MUST(mirror_create(os_features(), bytes, false, "stress", NULL, NULL, &mirror, &e) == 0);
     ring = (struct ring *)mirror.base;
     data = mirror.base + OS_PAGE;
 }
@@ -81,8 +82,9 @@ static void open_ring(uint64_t bytes) {
 int main(void) {
     uint64_t end = stress_end(), sizes[] = {1, 12288, 1 << 20};
     struct arena_error e;
-    MUST(mirror_create(0, false, "none", NULL, NULL, &mirror, &e) == -EINVAL && strcmp(e.op, "size") == 0);
-    MUST(mirror_create(UINT64_MAX, false, "none", NULL, NULL, &mirror, &e) == -EINVAL);
+    MUST(mirror_create(os_features(), 0, false, "none", NULL, NULL, &mirror, &e) == -EINVAL &&
+         strcmp(e.op, "size") == 0);
+    MUST(mirror_create(os_features(), UINT64_MAX, false, "none", NULL, NULL, &mirror, &e) == -EINVAL);
     do {
         for (int i = 0; i < 3; i++) {
             open_ring(sizes[i]);

@@ -130,3 +130,8 @@ def test_an_arena_and_its_index(version: str) -> None:
     assert a.trim() == 4 * MIB
     assert a.stats().committed == 0
     a.close()
+
+
+@pytest.mark.parametrize("version", KERNELS)
+def test_a_mirror(version: str) -> None:
+    must(library().mirror_round_trip(play(version), 4 * MIB))
