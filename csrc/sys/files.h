@@ -23,46 +23,48 @@ uint64_t os_file_room(int fd);
 
 /* An anonymous file in memory, on pages of `huge` bytes (0: ordinary ones). -ENOSYS, -EINVAL: not in this kernel. */
 int os_memfd(const char *name, uint64_t huge, int *fd);
-/* It can neither shrink nor grow from now on. -EPERM, -EINVAL: this file cannot be sealed. */
+/* Seals a memfd: it can neither shrink nor grow from now on. -EPERM, -EINVAL: this file cannot be sealed. */
 int os_seal_size(int fd);
-/* A file without a name in this directory, 0600, for reading and writing. `temporary` (n bytes, or NULL): the name that it has
- * nevertheless, where the file system has no files without one, until os_link or os_unlink; else empty. */
+/* Makes a file without a name in this directory, 0600, for reading and writing. `temporary` (n bytes, or NULL) gets the name
+ * that the file has nevertheless, until os_link or os_unlink, where the file system has no files without a name; else it is
+ * empty, and where it is NULL such a name is removed at once. */
 int os_open_unnamed(const char *dir, int *fd, char *temporary, size_t n);
 /* The directory of a path. */
 int os_directory_of(const char *path, char *out, size_t n);
-/* Gives such a file this name, in one step for whoever looks for it. -EEXIST: there is another of that name. Other errors: not on
- * this file system, or not without /proc. */
+/* Gives such a file this name, in one step for whoever looks for it. -EEXIST: there is another file of that name. Other
+ * errors: this cannot be done on this file system, or not without /proc. */
 int os_link(int fd, const char *temporary, const char *path);
-/* Never waits for the other end of a FIFO. With `create` the file must not exist: -EEXIST. -EISDIR: a directory, and
- * `write`; *directory tells it in any case. */
+/* Opens a file, and never waits for the other end of a FIFO. With `create` the file must not exist: -EEXIST. -EISDIR: it is a
+ * directory, and `write` is asked for; *directory tells whether it is one in any case. */
 int os_open_file(const char *path, bool write, bool create, int *fd, bool *directory);
 int os_dup(int fd, int *out);
-/* A second open file description of the same file, for locks of its own. Needs /proc. */
+/* Opens a second open file description of the same file, for locks of its own. Without /proc: -ENOENT. */
 int os_reopen(int fd, int *out);
-/* Puts such a description in the place of another, under its number: with that one its locks go, whatever the kernel lacks. */
+/* Puts such a description in the place of another, under the number of that: with the other its locks go, whatever the kernel
+ * lacks. */
 int os_reopen_over(int fd, int other);
 void os_close_file(int fd);
-/* Only if that is still the name of this file. */
+/* Removes a name, only if it is still the name of this file. */
 void os_unlink(const char *path, int fd);
 int os_file_set_size(int fd, uint64_t bytes);
 
 /* The size of a file, where nothing else of it matters. */
 int os_file_size(int fd, uint64_t *bytes);
 
-/* Allocates blocks; the file's size stays. -EOPNOTSUPP: this file system cannot. Ends however many signals come, and lets
- * them come in between. */
+/* Allocates blocks; the file's size stays. -EOPNOTSUPP: this file system cannot. The call ends however many signals come, and
+ * lets them come in between. */
 int os_allocate(int fd, uint64_t offset, uint64_t bytes);
 /* Gives blocks back: the range reads as zeros, for everybody who maps the file. */
 int os_punch(int fd, uint64_t offset, uint64_t bytes);
 /* *at: the next byte from offset on that is data (or hole); the end of the file is a hole, and where no data follows *at is
  * UINT64_MAX. -EINVAL, -EOPNOTSUPP and others: the file system cannot or does not want to tell. */
 int os_next_data(int fd, uint64_t offset, bool data, uint64_t *at);
-/* All of it, or an error. -EFAULT: the file ends before. */
+/* These read or write all of it, or answer an error. -EFAULT: the file ends before. */
 int os_read_at(int fd, uint64_t offset, void *buffer, size_t bytes);
 int os_write_at(int fd, uint64_t offset, const void *buffer, size_t bytes);
 int os_write_zeros(int fd, uint64_t offset, uint64_t bytes);
 
-/* Writes go to its end, wherever they are to go (O_APPEND). */
+/* Does every write go to the file's end, wherever it is to go (O_APPEND)? */
 bool os_appends(int fd);
 
 #endif
