@@ -1357,8 +1357,6 @@ cdef class Arena:
         ------
         CommitError
             The kernel refuses; what it had taken back before is released.
-        RuntimeError
-            This child of a fork may not.
 
         Examples
         --------

@@ -222,16 +222,16 @@ class Watch:
     def faults(self) -> list[tuple[int, int]]:
         """Return (address, instruction) of each fault."""
 
-def ignore(signal: int) -> None:
+def ignore(signal: int, /) -> None:
     """Have a signal ignored from now on, where it would have ended the process. By any thread."""
 
-def symbol(address: int) -> str:
+def symbol(address: int, /) -> str:
     """Name the code at an address, as ``"memset+0x20 (libc.so.6)"``."""
 
 def stack_left() -> int:
     """Return how many bytes of this thread's stack can be made present."""
 
-def touch_stack(nbytes: int) -> None:
+def touch_stack(nbytes: int, /) -> None:
     """Make so many bytes of this thread's stack present. ValueError: that many are not left."""
 
 def keep_heap(wishes: list[int], fewer: bool) -> None:
@@ -246,5 +246,5 @@ def freeze(wishes: list[None], fewer: bool) -> None:
 def lock(wishes: list[tuple[bool, bool, bool]], fewer: bool) -> None:
     """Lock memory as the strongest of the wishes has it, each (current, future, on_fault)."""
 
-def touch_heap(nbytes: int) -> None:
+def touch_heap(nbytes: int, /) -> None:
     """Make so many bytes present that malloc then has. MemoryError: there are none."""

@@ -524,8 +524,8 @@ cdef class Ring:
     nbytes
         The capacity, or "64KiB"; rounded up to whole pages. Address space of twice that, and a page, is taken.
     lock
-        Whether the memory is mlocked. RLIMIT_MEMLOCK counts ``nbytes`` and a page: one of the two mappings, which is
-        enough. Under lock_memory() it counts both.
+        Whether the memory is mlocked. RLIMIT_MEMLOCK counts ``nbytes`` and a page, under lock_memory() too: one of
+        the two mappings, which is enough.
     name
         For /proc/self/maps: up to 79 printable ASCII characters.
 

@@ -99,9 +99,13 @@ static int map_anonymous(size_t bytes, size_t span, size_t align, char **out) {
     if (rc) return rc;
     *out = aligned(raw, align);
     size_t before = (size_t)(*out - (char *)raw), after = span - before - bytes;
-    rc = before ? os_unmap(raw, before) : 0;
-    if (rc == 0 && after) rc = os_unmap(*out + bytes, after);
-    if (rc) (void)os_unmap(*out, bytes); /* vm.max_map_count: the ends could not be cut off */
+    rc = before ? os_cut_off(raw, before) : 0;
+    if (rc) {
+        (void)os_unmap(raw, span); /* vm.max_map_count; of the whole there is nothing to cut */
+        return rc;
+    }
+    rc = after ? os_cut_off(*out + bytes, after) : 0;
+    if (rc) (void)os_unmap(*out, bytes + after);
     return rc;
 }
 

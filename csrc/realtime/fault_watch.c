@@ -112,7 +112,8 @@ void fault_watch_close(struct fault_watch *w) {
             *at = w->next;
             break;
         }
-    if (w->meta) munmap(w->meta, 2 * w->room);
+    /* Again: the kernel may have lacked memory for a moment only. */
+    if (w->meta && munmap(w->meta, 2 * w->room) < 0) (void)munmap(w->meta, 2 * w->room);
     if (w->fd >= 0) close(w->fd);
     pthread_mutex_unlock(&all_lock);
     free(w);

@@ -94,10 +94,15 @@ static void unmap_leftovers(void) {
     if (some) __atomic_store_n(&any_leftover, true, __ATOMIC_RELAXED);
 }
 
-int os_unmap(void *addr, size_t bytes) {
+int os_cut_off(void *addr, size_t bytes) {
     mutex_check_none();
     int rc = munmap(addr, bytes) < 0 ? -errno : 0;
     if (rc == -ENOMEM && munmap(addr, bytes) == 0) rc = 0; /* the kernel may have lacked memory for a moment only */
+    return rc;
+}
+
+int os_unmap(void *addr, size_t bytes) {
+    int rc = os_cut_off(addr, bytes);
     if (__atomic_load_n(&any_leftover, __ATOMIC_RELAXED)) unmap_leftovers();
     if (rc == 0) return 0;
     (void)munlock(addr, bytes); /* locked memory cannot be dropped on every kernel */

@@ -31,6 +31,8 @@ int os_grow(void **addr, size_t bytes, size_t larger, bool may_move);
  * range held of private memory is given back, and the address space is too with a later call. The caller has done with it in
  * any case. */
 int os_unmap(void *addr, size_t bytes);
+/* The same, but what cannot be cut off stays mapped, and the caller's. */
+int os_cut_off(void *addr, size_t bytes);
 
 /* mprotect(2), for reading and writing, or for reading alone. -ENOMEM: overcommit mode 2, where private writable memory is
  * charged; RLIMIT_DATA; vm.max_map_count. */

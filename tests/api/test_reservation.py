@@ -331,6 +331,33 @@ def test_reservations_at_the_limit_of_mappings_beside_threads_that_map() -> None
     assert done.returncode == 0, done.stderr
 
 
+def test_whose_ends_cannot_be_cut_off_is_unmapped_whole(child: Callable[..., str]) -> None:
+    child(
+        """
+        import errno
+        import kernel
+        from arena import Reservation, ReserveError
+
+        def size():
+            return int(open("/proc/self/statm").read().split()[0]) * 4096
+
+        refused = 0
+        Reservation("65MiB", pages="4K").close()
+        before = size()
+        kernel.answer(errno.ENOMEM, "munmap", arg=1, bit=(1 << 20) - 4096)  # but for multiples of 1 MiB
+        for _ in range(50):
+            try:
+                Reservation("65MiB", pages="4K").close()
+            except ReserveError as error:
+                assert error.errno == errno.ENOMEM
+                refused += 1
+        assert refused > 10, refused
+        assert size() - before < 8 << 20, size() - before
+        """,
+        PYTHONPATH=str(SUPPORT),
+    )
+
+
 def test_a_futex_that_has_not_touched_a_page_is_not_believed(child: Callable[..., str]) -> None:
     child(
         """

@@ -9,6 +9,7 @@
 
 #include "memory/mirror.h"
 #include "realtime/ring.h"
+#include "sys/page.h"
 #include "stress.h"
 
 static struct mirror mirror;
