@@ -583,3 +583,37 @@ def test_a_file_with_a_strange_name(run: Callable[..., str], tmp_path: object) -
                     break
         """.replace("FOLDER", repr(str(tmp_path)))
     )
+
+
+def test_what_a_commit_that_fails_had_in_its_hands_is_locked_too(run: Callable[..., str]) -> None:
+    """lock_memory() leaves out the range of a commit under way; whatever becomes of that, what is there is locked."""
+    run(
+        """
+        def locked_at(address):
+            inside = False
+            for line in open("/proc/self/smaps", errors="replace"):
+                first = line.split(maxsplit=1)[0]
+                if not first.endswith(":"):
+                    start, end = (int(x, 16) for x in first.split("-"))
+                    inside = start <= address < end
+                elif inside and first == "Locked:":
+                    return int(line.split()[1]) << 10
+
+        r = Reservation("1GiB", pages="4K")
+        r.commit("1MiB", offset=0)
+        def lock_and_stop(done, total):
+            lock_memory()
+            raise KeyError
+        assert locked_at(r.address) == 0
+        try:
+            r.commit("4MiB", offset=0, progress=lock_and_stop)
+        except KeyError:
+            pass
+        else:
+            raise SystemExit("it went on")
+        assert r.committed == 1 << 20, r.committed
+        assert locked_at(r.address) == 1 << 20, locked_at(r.address)
+        unlock_memory()
+        assert locked_at(r.address) == 0
+        """
+    )
