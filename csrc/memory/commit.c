@@ -207,6 +207,23 @@ static int commit_end(struct commit *c, int rc, uint64_t began, uint64_t *newly,
     return rc ? commit_explain(c, rc, error) : 0;
 }
 
+static void end_with_the_thread(void *arg) {
+    struct commit *c = arg;
+    uint64_t newly;
+    if (c->step > PEERS && c->pages != COMMITTED) commit_roll_back(c->r, &c->op);
+    (void)commit_end(c, -ECANCELED, 0, &newly, NULL);
+}
+
+/* Does a part of a commit. In `progress` the interpreter, at its end, ends threads that wait for it (pthread_exit): the
+ * commit is ended before the stack goes on which it lies, for others go by it. */
+static int carry_out(struct commit *c, int (*part)(struct commit *c)) {
+    int rc;
+    pthread_cleanup_push(end_with_the_thread, c);
+    rc = part(c);
+    pthread_cleanup_pop(0);
+    return rc;
+}
+
 /* --- the callers -------------------------------------------------------------------------------------------------- */
 
 static int range_of(struct commit *c) {
@@ -243,7 +260,7 @@ int reservation_commit(reservation *r, uint64_t offset, uint64_t bytes, bool wri
     if (c.pages == NOTHING) return 0;
     uint64_t began = os_now_ns();
     plan(&c);
-    rc = commit_populate(&c);
+    rc = carry_out(&c, commit_populate);
     return commit_end(&c, rc, began, newly, error);
 }
 
@@ -267,7 +284,7 @@ int reservation_repopulate(reservation *r, uint64_t offset, uint64_t bytes, unsi
     if (c.pages == NOTHING) return 0;
     plan(&c);
     c.populate.total = bytes_of(r, bit_count(r->writable, c.op.first, c.op.end));
-    rc = commit_populate(&c);
+    rc = carry_out(&c, commit_populate);
     return commit_end(&c, rc, 0, &none, error);
 }
 
@@ -303,8 +320,8 @@ int reservation_verify(reservation *r, uint64_t offset, uint64_t bytes, arena_pr
     if (rc) return commit_explain(&c, rc, error);
     plan(&c);
     c.populate.total = bytes_of(r, bit_count(r->present, c.op.first, c.op.end));
-    rc = commit_populate(&c);
-    if (rc == 0) rc = populate_readable(&c);
+    rc = carry_out(&c, commit_populate);
+    if (rc == 0) rc = carry_out(&c, populate_readable);
     return commit_end(&c, rc, 0, &none, error);
 }
 

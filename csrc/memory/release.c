@@ -10,10 +10,11 @@
 /* A release on its way. */
 struct release {
     struct reservation *r;
-    const struct reservation_op *op;
+    struct reservation_op *op;
     arena_progress progress;
     void *progress_arg;
-    uint64_t asked; /* ns: when progress was last called */
+    uint64_t began, asked; /* ns: `asked`: when progress was last called */
+    struct arena_error *error; /* not NULL: it has failed, and the ledger is to be told there */
     uint64_t pages, got; /* that are absent now; that the machine got */
     uint64_t failed; /* the first page that could not be released */
 };
@@ -147,23 +148,45 @@ static int release_all(struct release *rel, struct reservation_op *op, struct ar
     return op->discard_end ? discard(rel, error) : 0;
 }
 
+static void finish(struct release *rel) {
+    struct reservation *r = rel->r;
+    op_unlock_peers(r, rel->op);
+    mutex_lock(&r->lock);
+    pages_catch_up_with_mlockall(r, rel->op); /* what could not be released stays present */
+    if (rel->pages) r->releases++;
+    r->release_ns += os_now_ns() - rel->began;
+    if (rel->error) rel->error->committed = bytes_of(r, r->committed);
+    op_end(r, rel->op);
+}
+
+/* See carry_out of commit.c. */
+static void end_with_the_thread(void *arg) { finish(arg); }
+
+static int carry_out(struct release *rel, struct arena_error *error) {
+    int rc;
+    pthread_cleanup_push(end_with_the_thread, rel);
+    rc = op_lock_peers(rel->r, rel->op, rel->progress, rel->progress_arg);
+    if (rc)
+        op_explain_lock(rel->r, rel->op, rc, error);
+    else
+        rc = release_all(rel, rel->op, error);
+    pthread_cleanup_pop(0);
+    return rc;
+}
+
 int reservation_release_finish(struct reservation *r, struct reservation_op *op, uint64_t *freed,
                                arena_progress progress, void *arg, struct arena_error *error) {
     uint64_t began = os_now_ns();
-    struct release rel = {
-        .r = r, .op = op, .progress = progress, .progress_arg = arg, .asked = began, .failed = UINT64_MAX};
-    int rc = op_lock_peers(r, op, progress, arg);
-    if (rc)
-        op_explain_lock(r, op, rc, error);
-    else
-        rc = release_all(&rel, op, error);
-    op_unlock_peers(r, op);
-    mutex_lock(&r->lock);
-    pages_catch_up_with_mlockall(r, op); /* what could not be released stays present */
-    if (rel.pages) r->releases++;
-    r->release_ns += os_now_ns() - began;
-    if (rc && error) error->committed = bytes_of(r, r->committed);
-    op_end(r, op);
+    struct release rel = {.r = r,
+                          .op = op,
+                          .progress = progress,
+                          .progress_arg = arg,
+                          .began = began,
+                          .asked = began,
+                          .failed = UINT64_MAX};
+    int rc = carry_out(&rel, error);
+    if (rc) rel.error = error;
+    finish(&rel);
     if (freed) *freed = bytes_of(r, rel.got);
     return rc;
 }
