@@ -346,5 +346,5 @@ class Arena:
 
     def check(self) -> None:
         line = self.lib.index_check(self.c)
-        assert line == 0, f"freelist_stats.c:{line} does not hold"
+        assert line == 0, f"freelist_check.c:{line} does not hold"
         assert not self.stats().reserved or self.lib.index_committed(self.c) == self.stats().committed
