@@ -93,7 +93,7 @@ cdef extern from "arena.h" nogil:
     int arena_free(arena_handle *, uint64_t)
     int arena_resize(arena_handle *, uint64_t, uint64_t, arena_tick, void *, arena_block *, arena_error *)
     int arena_find(arena_handle *, const void *, arena_block *)
-    int arena_warm(arena_handle *, uint64_t, unsigned, arena_tick, void *, arena_error *)
+    int arena_warm(arena_handle *, uint64_t, uint64_t, unsigned, arena_tick, void *, arena_error *)
     int arena_trim(arena_handle *, uint64_t, uint64_t *, arena_error *)
     void arena_get(arena_handle *, arena_stats *)
     size_t arena_blocks(arena_handle *, uint64_t *, arena_block *, size_t)
@@ -103,11 +103,14 @@ cdef extern from "arena.h" nogil:
     void arena_zero(void *, uint64_t)
 
 
-cdef extern from "alloc/arena_internal.h" nogil:
+cdef extern from "alloc/arena_pinned.h" nogil:
     int arena_free_deferred_pinned(arena_handle *, uint64_t, c_bool *)
     bint arena_unpin(arena_handle *)
     int arena_reset_pinned(arena_handle *)
     uint64_t *arena_epoch(arena_handle *)
+
+
+cdef extern from "sys/os.h" nogil:
     cdef struct os_residency_t "os_residency":
         uint64_t present, huge, zero, swapped
     cdef struct os_features_t "os_features":
@@ -117,6 +120,9 @@ cdef extern from "alloc/arena_internal.h" nogil:
     int os_overcommit_mode()
     int os_flush(void *, size_t)
     int os_thp_allowed(uint64_t, bint)
+
+
+cdef extern from "memory/reservation.h" nogil:
     cdef struct reservation_view:
         pass
     int reservation_look(reservation_handle *, reservation_view *, uint64_t, uint64_t, bint)

@@ -46,6 +46,8 @@ cdef object as_exception(int rc, arena_error *e, bint grow=True):
     op = e.op.decode() if e != NULL and e.op != NULL else ""
     if err == ENOSPC and op in ("alloc", "resize"):
         return _errors.full_error(numbers_of(e), grow=grow)
+    if err == ENOSPC and op == "index":
+        return _errors.index_error(numbers_of(e))
     if err == ESHUTDOWN:
         return ValueError(f"the {'reservation' if op == 'reservation' else 'arena'} is closed")
     if err == ENOTCONN:
@@ -156,6 +158,15 @@ cdef uint64_t positive(size, what) except 0:
     if n == 0:
         raise ValueError(f"{what} must not be 0")
     return n
+
+
+cdef uint64_t block_count(blocks) except? 0:
+    if blocks is None:
+        return 0
+    cdef object n = _operator.index(blocks)
+    if n < 1:
+        raise ValueError(f"blocks must be a positive int or None, not {blocks!r}")
+    return min(n, 0xffffffff)
 
 
 cdef unsigned thread_count(threads) except? 0:
@@ -797,7 +808,8 @@ cdef class Arena:
 
         ``align``: a power of two up to the chunk. ``zero``: all bytes are 0 (nothing is cleared that is known to be
         zero); else they may be what an earlier block left. ``grow=False``: from committed memory only, without any
-        system call.
+        system call or page fault; ArenaFullError where there is none, or where warm(blocks=...) did not have the index
+        made for so many blocks.
 
         Raises ArenaFullError (a MemoryError) where no free range is that large, CommitError where the machine or
         cgroup has not the memory, ValueError once the arena is closed.
@@ -865,20 +877,23 @@ cdef class Arena:
             rc = adapter_why(self.c, &e)
         return as_exception(rc, &e) if rc else None
 
-    def warm(self, nbytes, *, threads=None, progress=None):
-        """Have ``nbytes`` of free memory committed in one piece, and with it the index that blocks of 4 KiB in it need.
+    def warm(self, nbytes, *, blocks=None, threads=None, progress=None):
+        """Have ``nbytes`` of free memory committed in one piece, and with it the index that ``blocks`` blocks in it need,
+        of any sizes and in whichever order they come and go; by default that of blocks of 4 KiB. So many
+        alloc(grow=False) find room then, without a system call or a page fault.
 
         It is kept, whatever ``retain`` says, until trim(). After a fork this makes all that is committed this
         process's own again. ``threads`` and ``progress`` as for Reservation.commit(); errors as for alloc().
         """
         cdef uint64_t n = positive(nbytes, "nbytes")
+        cdef uint64_t count_of_blocks = block_count(blocks)
         cdef unsigned count = thread_count(threads)
         cdef Ticker ticker = Ticker(progress)
         cdef arena_tick function = ticker.function()
         cdef arena_error e
         cdef int rc
         with nogil:
-            rc = arena_warm(self.c, n, count, function, <void *>ticker, &e)
+            rc = arena_warm(self.c, n, count_of_blocks, count, function, <void *>ticker, &e)
         ticker.raise_caught()
         if rc:
             raise as_exception(rc, &e)
