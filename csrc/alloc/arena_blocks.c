@@ -278,7 +278,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_tick tick, voi
 /* --- free --------------------------------------------------------------------------------------------------------------- */
 
 /* The lock is held on entry and dropped on return. */
-static int free_deferred(struct arena *a, uint64_t handle, uint64_t now, bool pin, bool adapter, bool *due) {
+static inline int free_deferred(struct arena *a, uint64_t handle, uint64_t now, bool pin, bool adapter, bool *due) {
     int rc = freelist_free(&a->index.list, handle);
     *due = false;
     if (rc == 0) {
@@ -324,7 +324,9 @@ bool arena_unpin(arena *a) {
 
 int arena_free(arena *a, uint64_t handle) {
     bool due;
-    int rc = arena_free_deferred(a, handle, &due);
+    uint64_t now = arena_clock(a);
+    lock_take(&a->lock);
+    int rc = free_deferred(a, handle, now, false, false, &due);
     if (rc == 0 && due) (void)arena_purge(a); /* the block is free either way */
     return rc;
 }

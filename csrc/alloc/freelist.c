@@ -401,19 +401,21 @@ int freelist_hold(struct freelist *f, uint64_t size, struct freelist_block *out)
 /* --- free --------------------------------------------------------------------------------------------------------- */
 
 /* The shape of two ranges that meet at `boundary`, as one. */
-static struct shape merge(const struct shape *left, const struct shape *right, uint64_t boundary) {
+static inline struct shape merge(const struct shape *left, const struct shape *right, uint64_t boundary) {
     bool left_whole = left->state == COMMITTED, right_whole = right->state == COMMITTED;
     uint64_t middle = left->tail + right->head;
-    struct shape s = left->inner >= right->inner ? *left : *right;
-    s.inner_runs = left->inner_runs + right->inner_runs;
-    s.head = left_whole ? middle : left->head;
-    s.tail = right_whole ? middle : right->tail;
+    if (left_whole && right_whole) return (struct shape){COMMITTED, middle, middle, 0, 0, 0};
+    struct shape s = {.head = left_whole ? middle : left->head,
+                      .tail = right_whole ? middle : right->tail,
+                      .inner = left->inner,
+                      .inner_at = left->inner_at,
+                      .inner_runs = left->inner_runs + right->inner_runs};
+    if (right->inner > s.inner) s.inner = right->inner, s.inner_at = right->inner_at;
     if (!left_whole && !right_whole && middle) {
         s.inner_runs++;
         if (middle > s.inner) s.inner = middle, s.inner_at = boundary - left->tail;
     }
     s.state = longest(&s) ? PARTLY_COMMITTED : UNCOMMITTED;
-    if (left_whole && right_whole) s.state = COMMITTED;
     return s;
 }
 

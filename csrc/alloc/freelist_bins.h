@@ -58,7 +58,8 @@ static inline uint32_t live_node(const struct freelist *f, uint64_t handle) {
 }
 
 static inline bool is_short(const struct freelist *f) {
-    return f->nodes_free < 3 || (f->leaves_free < 1 && f->leaves_ready < f->layout.max_leaves);
+    if (__builtin_expect(f->nodes_free < 3, 0)) return true;
+    return __builtin_expect(f->leaves_free < 1, 0) && f->leaves_ready < f->layout.max_leaves;
 }
 
 /* --- classes ------------------------------------------------------------------------------------------------------ */

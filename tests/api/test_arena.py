@@ -462,8 +462,7 @@ def test_without_room_in_the_index_alloc_that_may_not_grow_says_what_to_do() -> 
     a.warm("64MiB")
     blocks = []
     with pytest.raises(ArenaFullError, match=r"index has no room.*warm\(nbytes, blocks=\.\.\.\)"):
-        while True:
-            blocks.append(a.alloc(64, grow=False))
+        blocks.extend(a.alloc(64, grow=False) for _ in range(1 << 20))
     a.warm("4MiB", blocks=len(blocks))
     blocks += [a.alloc(64, grow=False) for _ in range(len(blocks))]
 

@@ -658,7 +658,7 @@ def test_the_index_that_was_warmed_lasts_whatever_is_freed_meanwhile(make: Calla
     blocks = [a.alloc(64 + 64 * (i % 7), flags=NO_GROW) for i in range(many)]
     for block in blocks[::2]:
         a.free(block.handle)
-    for i in range(many // 2):
+    for _ in range(many // 2):
         a.alloc(64, flags=NO_GROW)
     a.check()
 
