@@ -93,7 +93,7 @@ cdef extern from "arena.h" nogil:
     int arena_free(arena_handle *, uint64_t)
     int arena_resize(arena_handle *, uint64_t, uint64_t, arena_progress, void *, arena_block *, arena_error *)
     int arena_find(arena_handle *, const void *, arena_block *)
-    int arena_warm(arena_handle *, uint64_t, unsigned, arena_progress, void *, arena_error *)
+    int arena_warm(arena_handle *, uint64_t, uint64_t, unsigned, arena_progress, void *, arena_error *)
     int arena_trim(arena_handle *, uint64_t, uint64_t *, arena_error *)
     void arena_get(arena_handle *, arena_stats *)
     size_t arena_blocks(arena_handle *, uint64_t *, arena_block *, size_t)
@@ -103,11 +103,14 @@ cdef extern from "arena.h" nogil:
     void arena_zero(void *, uint64_t)
 
 
-cdef extern from "alloc/arena_internal.h" nogil:
+cdef extern from "alloc/arena_pinned.h" nogil:
     int arena_free_deferred_pinned(arena_handle *, uint64_t, c_bool *)
     bint arena_unpin(arena_handle *)
     int arena_reset_pinned(arena_handle *)
     uint64_t *arena_epoch(arena_handle *)
+
+
+cdef extern from "memory/reservation.h" nogil:
     cdef struct reservation_pin_t "reservation_pin":
         pass
     int reservation_pin(reservation_handle *, reservation_pin_t *, uint64_t, uint64_t, bint)
@@ -189,7 +192,9 @@ cdef extern from "memory/users.h" nogil:
 cdef extern from "memory/mirror.h" nogil:
     cdef struct mirror:
         pass
-    int mirror_create(const os_features_t *, uint64_t, bint, const char *, arena_progress, void *, mirror *, arena_error *)
+    int mirror_create(
+        const os_features_t *, uint64_t, bint, const char *, arena_progress, void *, mirror *, arena_error *
+    )
     void mirror_destroy(mirror *)
 
 

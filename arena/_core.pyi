@@ -413,7 +413,14 @@ class Arena:
     @property
     def last_error(self) -> Exception | None:
         """Why NumPy was last refused memory of this arena, or given malloc's instead; None if it never was."""
-    def warm(self, nbytes: _Size, *, threads: int | None = None, progress: _Progress | None = None) -> None:
+    def warm(
+        self,
+        nbytes: _Size,
+        *,
+        blocks: SupportsIndex | None = None,
+        threads: int | None = None,
+        progress: _Progress | None = None,
+    ) -> None:
         """Have so much free memory committed, in one piece, that later blocks need no system call.
 
         Parameters

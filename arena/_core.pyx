@@ -46,6 +46,8 @@ cdef object as_exception(int rc, arena_error *e, bint grow=True):
     op = e.op.decode() if e != NULL and e.op != NULL else ""
     if err == ENOSPC and op in ("alloc", "resize"):
         return _errors.full_error(numbers_of(e), grow=grow)
+    if err == ENOSPC and op == "index":
+        return _errors.index_error(numbers_of(e))
     if err == ESHUTDOWN:
         return ValueError(f"the {'reservation' if op == 'reservation' else 'arena'} is closed")
     if err == ENOTCONN:
@@ -155,6 +157,15 @@ cdef uint64_t positive(size, what) except 0:
     if n == 0:
         raise ValueError(f"{what} must not be 0")
     return n
+
+
+cdef uint64_t block_count(blocks) except? 0:
+    if blocks is None:
+        return 0
+    cdef object n = _operator.index(blocks)
+    if n < 1:
+        raise ValueError(f"blocks must be a positive int or None, not {blocks!r}")
+    return min(n, 0xffffffff)
 
 
 cdef unsigned thread_count(threads) except? 0:
@@ -1297,7 +1308,7 @@ cdef class Arena:
             rc = adapter_why(self.c, &e)
         return as_exception(rc, &e) if rc else None
 
-    def warm(self, nbytes, *, threads=None, progress=None):
+    def warm(self, nbytes, *, blocks=None, threads=None, progress=None):
         """Have so much free memory committed, in one piece, that later blocks need no system call.
 
         The memory is kept, whatever ``retain`` says, until trim().
@@ -1307,8 +1318,8 @@ cdef class Arena:
         nbytes
             Bytes, or "64MiB".
         blocks
-            For how many blocks the bookkeeping is populated, so that they take no page fault of the index. None: as
-            many as blocks of 4 KiB fit into ``nbytes``.
+            For how many blocks the bookkeeping is populated, of any sizes and in whichever order they come and go, so
+            that they take no page fault of the index. None: as many as blocks of 4 KiB fit into ``nbytes``.
         threads, progress
             As for :meth:`Reservation.commit`.
 
@@ -1329,13 +1340,14 @@ cdef class Arena:
         >>> block = a.alloc("8MiB", grow=False)
         """
         cdef uint64_t n = positive(nbytes, "nbytes")
+        cdef uint64_t count_of_blocks = block_count(blocks)
         cdef unsigned count = thread_count(threads)
         cdef ProgressCall call = ProgressCall(progress)
         cdef arena_progress function = call.function()
         cdef arena_error e
         cdef int rc
         with nogil:
-            rc = arena_warm(self.c, n, count, function, <void *>call, &e)
+            rc = arena_warm(self.c, n, count_of_blocks, count, function, <void *>call, &e)
         call.raise_caught()
         if rc:
             raise as_exception(rc, &e)
@@ -2272,7 +2284,15 @@ def swap_numpy_handler(capsule):
     """Install a handler in the current context, or NumPy's own for None, and return the one before."""
     if capsule is not None and not PyCapsule_IsValid(<PyObject *>capsule, CAPSULE):
         raise TypeError(f"a handler of NumPy's is wanted, not {type(capsule).__name__}")
-    return (<arena_numpy_set>numpy_functions()[SET_HANDLER])(NULL if capsule is None else <PyObject *>capsule)
+    cdef arena_numpy_set set_handler = <arena_numpy_set>numpy_functions()[SET_HANDLER]
+    before = numpy_handler_of_now()
+    try:
+        return set_handler(NULL if capsule is None else <PyObject *>capsule)
+    except MemoryError:
+        # Up to CPython 3.13 PyContextVar_Set() may have set it, and have had no memory for its answer.
+        if numpy_handler_of_now() is not before:
+            set_handler(<PyObject *>before)
+        raise
 
 
 def arena_of_numpy_handler(capsule):

@@ -83,11 +83,6 @@ def swap_in_context(
 ) -> None:
     """Have ``swap(value)``, which returns what it replaces, in force until the scope ends."""
 
-def swap_back(
-    scope: Scope, variable: ContextVar[tuple[Any, ...]], swap: Callable[[Any], object], token: Token[tuple[Any, ...]]
-) -> None:
-    """Undo swap_in_context()."""
-
 def call_swapped(
     variable: ContextVar[tuple[Any, ...]],
     swap: Callable[[Any], object],

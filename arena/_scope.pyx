@@ -89,7 +89,10 @@ cdef class Scope:
             except IndexError:
                 return first
             try:
-                undo()
+                try:
+                    undo()
+                except MemoryError:
+                    undo()  # what the first try had in hand is free by now; a step goes on where it stopped
             except BaseException as error:
                 if first is None:
                     first = error
@@ -326,6 +329,55 @@ def unwind(list stack, Scope scope):
         raise first
 
 
+cdef class SwapBack:
+    """The step that undoes swap_in_context(). When it is called again after an error it goes on where it stopped."""
+    cdef Scope scope
+    cdef object variable, swap, before, token, rest
+    cdef bint swapped, is_last, left
+
+    def __cinit__(self, Scope scope, variable, swap):
+        self.scope, self.variable, self.swap = scope, variable, swap
+
+    cdef bint look(self) except -1:
+        """Find what the variable is to be afterwards. False: somebody has taken this entry out."""
+        cdef tuple entries = self.variable.get(())
+        cdef Py_ssize_t i, n = len(entries)
+        for i in range(n):
+            if entries[i][0] is self.scope:
+                break
+        else:
+            return False
+        self.before = entries[i][1]
+        self.is_last = i == n - 1
+        if self.is_last:
+            self.rest = entries[:i]
+        else:  # whoever came next finds at its end what was there before this one
+            self.rest = (*entries[:i], (entries[i + 1][0], self.before), *entries[i + 2:])
+        return True
+
+    def __call__(self):
+        if not self.swapped:
+            return
+        if self.token is None:  # it was swapped, and not noted any more
+            self.swap(self.before)
+            self.swapped = False
+            return
+        if not self.left:
+            if self.rest is None and not self.look():
+                return
+            try:
+                self.variable.reset(self.token)
+            except ValueError:
+                return  # it is of another context
+            except RuntimeError:
+                pass  # used already: it was this context's, and there was no memory for the rest of that call
+            self.left = True
+        self.variable.set(self.rest)
+        if self.is_last:
+            self.swap(self.before)
+        self.swapped = False
+
+
 def swap_in_context(Scope scope, variable, swap, value):
     """Have ``swap(value)``, which returns what it replaces, in force until the scope ends.
 
@@ -333,14 +385,17 @@ def swap_in_context(Scope scope, variable, swap, value):
     what was there before. They may end in any order; and one that ends in another context than it began in leaves that
     one alone.
     """
+    cdef SwapBack undo = SwapBack(scope, variable, swap)
     entries = variable.get(())
-    before = swap(value)
+    scope.steps.append(undo)  # before, for it may want memory
     try:
-        token = variable.set((*entries, (scope, before)))
-        scope.steps.append(_partial(swap_back, scope, variable, swap, token))
+        before = swap(value)
     except BaseException:
-        swap(before)
+        scope.steps.pop()
         raise
+    undo.before, undo.swapped = before, True
+    # What raises from here on is undone with the scope.
+    undo.token = variable.set((*entries, (scope, before)))
 
 
 def call_swapped(variable, swap, value, function, args, kwargs):
@@ -353,27 +408,6 @@ def call_swapped(variable, swap, value, function, args, kwargs):
         error = scope.finish()
         if error is not None:
             report(error, scope)
-
-
-def swap_back(Scope scope, variable, swap, token):
-    """Undo swap_in_context()."""
-    cdef tuple entries = variable.get(())
-    cdef Py_ssize_t i, n = len(entries)
-    try:
-        variable.reset(token)
-    except ValueError:
-        return  # it is of another context
-    for i in range(n):
-        if entries[i][0] is scope:
-            break
-    else:
-        return
-    before = entries[i][1]
-    if i == n - 1:
-        variable.set(entries[:i])
-        swap(before)
-    else:  # whoever came next finds at its end what was there before this one
-        variable.set((*entries[:i], (entries[i + 1][0], before), *entries[i + 2:]))
 
 
 def close(int fd):

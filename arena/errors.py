@@ -157,6 +157,16 @@ def full_error(numbers: dict[str, int | None], *, grow: bool) -> ArenaFullError:
     return error
 
 
+def index_error(numbers: dict[str, int | None]) -> ArenaFullError:
+    """The exception for an allocation that must not grow anything, where the index has no room for a block more."""
+    hint = "warm(nbytes, blocks=...) for as many blocks as there will be, or let the arena grow (grow=True)"
+    error = ArenaFullError(
+        f"cannot allocate {amount(numbers['requested'])}: the arena's index has no room for one block more; {hint}"
+    )
+    _fill(error, "index", numbers, hint)
+    return error
+
+
 def lock_error(err: int, requested: int, locked: int, limit: int | None) -> LockError:
     """Make the exception for an mlockall that was refused, at a mapping of ``requested`` bytes (0: at once)."""
     hint = _advice.memlock() if limit is not None else _advice.for_commit(err, "mlock", "", None)

@@ -30,7 +30,7 @@ BLOCKS, BLOCK = 1_000_000, 4096
 
 def load() -> ctypes.CDLL:
     compiler = os.environ.get("CC", "cc" if shutil.which("cc") else "gcc")
-    sources = [str(m.HERE / "bestfit.c"), str(CSRC / "alloc" / "freelist.c")]
+    sources = [str(m.HERE / "bestfit.c"), *(str(CSRC / "alloc" / f"freelist{part}.c") for part in ("", "_commit"))]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "_bestfit.so"
         flags = ["-O2", "-shared", "-fPIC", "-std=gnu11", "-Wall", f"-I{CSRC}"]

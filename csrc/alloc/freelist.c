@@ -7,7 +7,6 @@
 #include "alloc/freelist_shape.h"
 
 #define OWN_SCAN 8u      /* a close fit leaves less behind: bench/utilisation.py shows by how much */
-#define PICK_SCAN 16384u /* how many ranges without a whole chunk in them a pick looks at */
 
 /* --- tables ------------------------------------------------------------------------------------------------------- */
 
@@ -149,9 +148,8 @@ static inline void bins_add(struct freelist *f, uint32_t id, uint64_t offset, ui
     if (s->state != UNCOMMITTED) bin_add(f, &f->committed, id, longest(s));
 }
 
-/* A free range becomes another. Where its bins stay the same it stays in them. */
-static __attribute__((noinline)) void range_change(struct freelist *f, uint32_t id, uint64_t offset, uint64_t size,
-                                                   const struct shape *s) {
+__attribute__((noinline)) void freelist_range_change(struct freelist *f, uint32_t id, uint64_t offset, uint64_t size,
+                                                     const struct shape *s) {
     struct freelist_node *n = node_at(f, id);
     enum state before = state_of(n);
     if (before == COMMITTED && s->state == COMMITTED && same_class(size_of(n), size)) {
@@ -268,10 +266,10 @@ static __attribute__((noinline)) uint32_t carve_slow(struct freelist *f, uint32_
     uint32_t taken = node_take(f);
     if (left_size == 0) {
         insert_between(f, n->prev, taken, id);
-        range_change(f, id, at + size, right_size, &right);
+        freelist_range_change(f, id, at + size, right_size, &right);
     } else {
         insert_between(f, id, taken, n->next);
-        range_change(f, id, offset, left_size, &left);
+        freelist_range_change(f, id, offset, left_size, &left);
         if (right_size) {
             uint32_t rest = node_take(f);
             insert_between(f, taken, rest, node_at(f, taken)->next);
@@ -338,6 +336,8 @@ static inline bool reuse_last_freed(struct freelist *f, uint64_t size, uint64_t 
     return true;
 }
 
+bool freelist_is_short(const struct freelist *f) { return is_short(f); }
+
 int freelist_alloc(struct freelist *f, uint64_t size, uint64_t align, unsigned flags, struct freelist_block *out) {
     if (__builtin_expect(align - 1 >= chunk_granules(f) || (align & (align - 1)) || size == 0, 0)) return -EINVAL;
     if (f->last_freed) {
@@ -345,8 +345,7 @@ int freelist_alloc(struct freelist *f, uint64_t size, uint64_t align, unsigned f
         freelist_settle(f);
     }
     if (__builtin_expect(size > f->layout.granules, 0)) return -ENOSPC;
-    if (__builtin_expect(f->nodes_free < 3, 0)) return -EAGAIN;
-    if (__builtin_expect(f->leaves_free < 1, 0) && f->leaves_ready < f->layout.max_leaves) return -EAGAIN;
+    if (__builtin_expect(is_short(f), 0)) return -EAGAIN;
     uint64_t at = 0, there = size;
     uint32_t id = search(f, &f->committed, size, align, &at);
     if (__builtin_expect(!id, 0)) {
@@ -354,13 +353,24 @@ int freelist_alloc(struct freelist *f, uint64_t size, uint64_t align, unsigned f
         id = search(f, &f->total, size, align, &at);
         if (!id) return -ENOSPC;
         if (!is_ready_for(f, at, at + size)) {
-            *out = (struct freelist_block){.offset = at, .size = size};
+            *out = (struct freelist_block){.handle = id, .offset = at, .size = size};
             return -ENODATA;
         }
         there = committed_in(f, at, at + size);
     }
     if (__builtin_expect(f->leaves_free < 1, 0) && leaf_lacks(f, at)) return -EAGAIN;
     take(f, id, at, size, there, out);
+    return 0;
+}
+
+int freelist_take(struct freelist *f, const struct freelist_block *place, struct freelist_block *out) {
+    uint32_t id = (uint32_t)place->handle;
+    uint64_t at = place->offset, end = at + place->size;
+    if (id == 0 || id >= f->nodes_used || is_short(f)) return -EAGAIN;
+    const struct freelist_node *n = node_at(f, id);
+    if (!is_free(n) || n->offset > at || end_of(n) < end || !is_ready_for(f, at, end)) return -EAGAIN;
+    if (f->leaves_free < 1 && leaf_lacks(f, at)) return -EAGAIN;
+    take(f, id, at, place->size, committed_in(f, at, end), out);
     return 0;
 }
 
@@ -371,67 +381,71 @@ int freelist_hold(struct freelist *f, uint64_t size, struct freelist_block *out)
     if (size > f->layout.granules) return -ENOSPC;
     freelist_settle(f);
     if (search(f, &f->committed, size, 1, &at)) return 0;
-    if (f->nodes_free < 3 || (f->leaves_free < 1 && f->leaves_ready < f->layout.max_leaves)) return -EAGAIN;
+    if (is_short(f)) return -EAGAIN;
     uint32_t id = search(f, &f->total, size, 1, &at);
     if (!id) return -ENOSPC;
-    if (!is_ready_for(f, at, at + size)) {
-        *out = (struct freelist_block){.offset = at, .size = size};
-        return -ENODATA;
-    }
     uint64_t above = chunk_above(f, at + size), first = chunk_next(f, chunk_below(f, at), above, false), last = first;
     for (uint64_t c = first; c < above; c = chunk_next(f, last, above, false)) last = chunk_next(f, c, above, true);
     if (first >= above) return 0; /* the search among what is committed has missed it */
     uint64_t from = first << f->layout.chunk_shift, end = last << f->layout.chunk_shift;
     if (from < at) from = at;
     if (end > at + size) end = at + size;
-    if (f->leaves_free < 1 && leaf_lacks(f, from)) return -EAGAIN;
-    take(f, id, from, end - from, committed_in(f, from, end), out);
-    return 0;
+    struct freelist_block place = {.handle = id, .offset = from, .size = end - from};
+    if (!is_ready_for(f, from, end)) {
+        *out = place;
+        return -ENODATA;
+    }
+    return freelist_take(f, &place, out);
 }
 
 /* --- free --------------------------------------------------------------------------------------------------------- */
 
-/* A range that was live, committed as it may be, joins its neighbours. */
+/* The shape of two ranges that meet at `boundary`, as one. */
+static inline struct shape merge(const struct shape *left, const struct shape *right, uint64_t boundary) {
+    bool left_whole = left->state == COMMITTED, right_whole = right->state == COMMITTED;
+    uint64_t middle = left->tail + right->head;
+    if (left_whole && right_whole) return (struct shape){COMMITTED, middle, middle, 0, 0, 0};
+    struct shape s = {.head = left_whole ? middle : left->head,
+                      .tail = right_whole ? middle : right->tail,
+                      .inner = left->inner,
+                      .inner_at = left->inner_at,
+                      .inner_runs = left->inner_runs + right->inner_runs};
+    if (right->inner > s.inner) s.inner = right->inner, s.inner_at = right->inner_at;
+    if (!left_whole && !right_whole && middle) {
+        s.inner_runs++;
+        if (middle > s.inner) s.inner = middle, s.inner_at = boundary - left->tail;
+    }
+    s.state = longest(&s) ? PARTLY_COMMITTED : UNCOMMITTED;
+    return s;
+}
+
+/* A range that was live, committed as it may be, coalesces with its neighbours. */
 static __attribute__((noinline)) void join(struct freelist *f, uint32_t id, const struct shape *own) {
     struct freelist_node *n = node_at(f, id);
-    uint64_t size = size_of(n), offset = n->offset;
+    uint64_t start = n->offset, end = end_of(n);
     uint32_t prev = n->prev, next = n->next;
     bool left = prev && is_free(node_at(f, prev)), right = next && is_free(node_at(f, next));
     struct shape s = *own;
     if (!left && !right) {
-        bins_add(f, id, offset, size, &s);
+        bins_add(f, id, start, end - start, &s);
         return;
     }
-    for (int side = 0; side < 2; side++) {
-        if (!(side ? right : left)) continue;
-        const struct freelist_node *other = node_at(f, side ? next : prev);
-        struct shape o = shape_of(f, other), a = side ? s : o, b = side ? o : s;
-        uint64_t middle = a.tail + b.head;
-        struct shape sum = {PARTLY_COMMITTED, a.head, b.tail, a.inner, a.inner_at, a.inner_runs + b.inner_runs};
-        uint64_t boundary = side ? offset + size : offset;
-        if (b.inner > sum.inner) sum.inner = b.inner, sum.inner_at = b.inner_at;
-        if (a.state == COMMITTED) sum.head = middle;
-        if (b.state == COMMITTED) sum.tail = middle;
-        if (a.state == COMMITTED && b.state == COMMITTED) sum.state = COMMITTED;
-        if (a.state != COMMITTED && b.state != COMMITTED && middle) {
-            sum.inner_runs++;
-            if (middle > sum.inner) sum.inner = middle, sum.inner_at = boundary - a.tail;
-        }
-        if (sum.state == PARTLY_COMMITTED && !longest(&sum)) sum.state = UNCOMMITTED;
-        s = sum;
-        if (side) {
-            size += size_of(other);
-        } else {
-            offset = other->offset;
-            size += size_of(other);
-        }
+    if (left) {
+        struct shape before = shape_of(f, node_at(f, prev));
+        s = merge(&before, &s, start);
+        start = node_at(f, prev)->offset;
+    }
+    if (right) {
+        struct shape behind = shape_of(f, node_at(f, next));
+        s = merge(&s, &behind, end);
+        end = end_of(node_at(f, next));
     }
     if (left && right) {
         bins_remove(f, next);
         unlink_node(f, next);
     }
     unlink_node(f, id);
-    range_change(f, left ? prev : next, offset, size, &s);
+    freelist_range_change(f, left ? prev : next, start, end - start, &s);
 }
 
 void freelist_settle(struct freelist *f) {
@@ -454,13 +468,6 @@ void freelist_settle(struct freelist *f) {
         struct shape s = {COMMITTED, size, size, 0, 0, 0};
         join(f, id, &s);
     }
-}
-
-static inline uint32_t live_node(const struct freelist *f, uint64_t handle) {
-    uint32_t id = (uint32_t)handle;
-    if (id == 0 || id >= f->nodes_used) return 0;
-    const struct freelist_node *n = node_at(f, id);
-    return (state_of(n) == LIVE || state_of(n) == PENDING) && n->serial == handle >> 32 ? id : 0;
 }
 
 /* The same for a range of which only the bits say how it is committed. */
@@ -547,108 +554,13 @@ int freelist_resize(struct freelist *f, uint64_t handle, uint64_t size, unsigned
     return 0;
 }
 
-/* --- commit and release ------------------------------------------------------------------------------------------- */
-
-static uint64_t set_chunks(struct freelist *f, uint64_t first, uint64_t count, bool committed) {
-    uint64_t changed = 0;
-    for (uint64_t at = first, end = first + count; at < end;) {
-        uint64_t word = at / 64, n = 64 - at % 64;
-        if (n > end - at) n = end - at;
-        uint64_t mask = (n == 64 ? ~0ull : (1ull << n) - 1) << (at % 64), bit = 1ull << (word % 64);
-        uint64_t old = chunk_word(f, word), new = committed ? old | mask : old & ~mask;
-        chunk_bits(f)[word] = new;
-        changed += (uint64_t)__builtin_popcountll(old ^ new);
-        not_zero(f)[word / 64] = new ? not_zero(f)[word / 64] | bit : not_zero(f)[word / 64] & ~bit;
-        all_ones(f)[word / 64] = new == ~0ull ? all_ones(f)[word / 64] | bit : all_ones(f)[word / 64] & ~bit;
-        at += n;
-    }
-    return changed << f->layout.chunk_shift;
-}
-
-static void refresh(struct freelist *f, uint32_t id) {
-    struct freelist_node *n = node_at(f, id);
-    struct shape s = shape_measure(f, n->offset, size_of(n));
-    range_change(f, id, n->offset, size_of(n), &s);
-}
-
-void freelist_commit(struct freelist *f, uint64_t first, uint64_t count, uint64_t near) {
-    uint64_t from = first << f->layout.chunk_shift, end = (first + count) << f->layout.chunk_shift;
-    uint32_t left = live_node(f, near);
-    if (!left && f->picked < f->nodes_used && is_free(node_at(f, f->picked)) && node_at(f, f->picked)->offset <= from &&
-        end_of(node_at(f, f->picked)) >= end)
-        left = f->picked;
-    if (!left) {
-        for (left = f->first; left && end_of(node_at(f, left)) <= from;) left = node_at(f, left)->next;
-    }
-    while (node_at(f, left)->prev && node_at(f, left)->offset > from) left = node_at(f, left)->prev;
-    for (uint32_t id = left; id && node_at(f, id)->offset < end; id = node_at(f, id)->next) {
-        const struct freelist_node *n = node_at(f, id);
-        if (!is_free(n)) continue;
-        uint64_t low = n->offset > from ? n->offset : from, high = end_of(n) < end ? end_of(n) : end;
-        if (low < high) f->free_committed += high - low - committed_in(f, low, high);
-    }
-    f->committed_granules += set_chunks(f, first, count, true);
-    for (uint32_t id = left; id && node_at(f, id)->offset < end; id = node_at(f, id)->next) {
-        struct freelist_node *n = node_at(f, id);
-        if (is_free(n))
-            refresh(f, id);
-        else if (state_of(n) == PENDING && committed_in(f, n->offset, end_of(n)) == size_of(n))
-            set_size(n, size_of(n), LIVE);
-    }
-}
-
-uint64_t freelist_committed_in(const struct freelist *f, uint64_t offset, uint64_t size) {
-    return committed_in(f, offset, offset + size);
-}
-
-/* The whole chunks in a run; false: none. */
-static bool whole(const struct freelist *f, uint64_t at, uint64_t run, struct freelist_span *out) {
-    uint64_t first = chunk_above(f, at), end = chunk_below(f, at + run);
-    if (first >= end) return false;
-    *out = (struct freelist_span){first, end - first};
-    return true;
-}
-
-/* The longest row of whole chunks that are free and committed in a range; 0 chunks: none. */
-static struct freelist_span longest_row(const struct freelist *f, const struct freelist_node *n) {
-    struct shape s = shape_of(f, n);
-    struct freelist_span best = {0, 0}, one;
-    if (whole(f, n->offset, s.head, &one)) best = one;
-    if (s.state == PARTLY_COMMITTED && whole(f, end_of(n) - s.tail, s.tail, &one) && one.count > best.count) best = one;
-    if (s.inner && whole(f, s.inner_at, s.inner, &one) && one.count > best.count) best = one;
-    return best;
-}
-
-int freelist_pick(struct freelist *f, uint64_t max_chunks, struct freelist_span *out) {
-    freelist_settle(f);
-    uint32_t class = bin_find_down(&f->committed, FREELIST_BINS), lowest = class_down(chunk_granules(f)), looked = 0;
-    for (; class != NONE && class >= lowest && max_chunks; class = bin_find_down(&f->committed, class)) {
-        for (uint32_t id = f->committed.head[class]; id; id = link_of(f, &f->committed, id)->next) {
-            struct freelist_span best = longest_row(f, node_at(f, id));
-            if (!best.count) { /* shorter than two chunks, and across a boundary */
-                if (++looked == PICK_SCAN) return -ENOENT;
-                continue;
-            }
-            uint64_t count = best.count < max_chunks ? best.count : max_chunks;
-            *out = (struct freelist_span){best.first + best.count - count, count};
-            uint64_t gone = set_chunks(f, out->first, count, false);
-            f->committed_granules -= gone;
-            f->free_committed -= gone;
-            refresh(f, id);
-            f->picked = id;
-            return 0;
-        }
-    }
-    return -ENOENT;
-}
-
 /* --- all of it ---------------------------------------------------------------------------------------------------- */
 
 static void one_range(struct freelist *f) {
     memset(&f->committed, 0, sizeof f->committed);
     memset(&f->total, 0, sizeof f->total);
     f->nodes_used = 1;
-    f->nodes_spare = f->picked = f->last_freed = 0;
+    f->nodes_spare = f->last_freed = 0;
     f->nodes_free = f->nodes_ready - 1;
     f->live = f->blocks = 0;
     f->free_committed = f->committed_granules;

@@ -99,7 +99,6 @@ struct freelist {
     uint32_t nodes_free, leaves_free; /* what can be had without more `ready` */
     uint32_t serial, first;           /* first: the node at offset 0 */
     uint32_t last_freed;                  /* the block freed last, or 0 */
-    uint32_t picked;                  /* the range of the last freelist_pick, which its caller may want to undo */
     const uint64_t
         *index_ready; /* a bit for 2^index_ready_shift chunks: freelist_touch was done for them; NULL: for all */
     unsigned index_ready_shift;
@@ -114,6 +113,7 @@ struct freelist_block {
 
 struct freelist_span {
     uint64_t first, count; /* chunks */
+    uint32_t range;        /* for freelist_unpick */
 };
 
 struct freelist_stats {
@@ -146,8 +146,15 @@ void freelist_touch(const struct freelist_layout *layout, uint64_t first, uint64
 /* size granules at a multiple of align granules (a power of two, at most a chunk). The lowest part of the range found
  * is used, except a committed tail, where the highest is. -ENOSPC: no such range (or no committed one). -EAGAIN: fewer
  * than 3 nodes or 1 leaf are at hand, and nothing was done. -ENODATA: freelist_touch was not done for where the block
- * would be (out->offset and out->size). -EINVAL: size 0, align not a power of two or over a chunk. */
+ * would be (*out, for freelist_take). -EINVAL: size 0, align not a power of two or over a chunk. */
 int freelist_alloc(struct freelist *f, uint64_t size, uint64_t align, unsigned flags, struct freelist_block *out);
+
+/* Are fewer nodes or leaves at hand than a block may need? Then freelist_ready has to come first. */
+bool freelist_is_short(const struct freelist *f);
+
+/* A block at the place that -ENODATA was said of, once freelist_touch was done for it: no second search. -EAGAIN: the place is
+ * not free any more, or freelist_is_short. */
+int freelist_take(struct freelist *f, const struct freelist_block *place, struct freelist_block *out);
 
 /* What is lacking for `size` granules to be free and committed in one piece: a block that begins and ends with uncommitted
  * chunks, to be committed and freed again, while what is committed on both sides of it stays to be had. out->size 0:
@@ -167,9 +174,8 @@ int freelist_find(const struct freelist *f, uint64_t offset, struct freelist_blo
  * and free. */
 int freelist_resize(struct freelist *f, uint64_t handle, uint64_t size, unsigned flags, struct freelist_block *out);
 
-/* These chunks are committed now (some may have been before). `near` is a live block that touches them (its neighbours
- * are refreshed). With 0 it is found by a walk from the start, O(blocks), unless the chunks are those of the last
- * freelist_pick and nothing else was done since. */
+/* These chunks are committed now (some may have been before). `near` is a live block that touches them, whose neighbours
+ * are refreshed. Without one (0) the range is looked for in the map, from there downward to the next block. */
 void freelist_commit(struct freelist *f, uint64_t first, uint64_t count, uint64_t near);
 
 /* How many granules of a range are committed. */
@@ -179,6 +185,8 @@ uint64_t freelist_committed_in(const struct freelist *f, uint64_t offset, uint64
  * uncommitted: the caller is about to release them. -ENOENT: there is none, or the first 16384 runs of one to two
  * chunks lie so that they hold no whole one. */
 int freelist_pick(struct freelist *f, uint64_t max_chunks, struct freelist_span *out);
+/* Undoes the pick, before anything else was done. */
+void freelist_unpick(struct freelist *f, const struct freelist_span *span);
 
 /* Up to max blocks (at least FREELIST_PAGE_GRANULES, for a page is never split) in address order, from *cursor (0 at
  * first) on; blocks that are not committed yet are left out. *cursor is UINT64_MAX at the end. Looks at a bounded

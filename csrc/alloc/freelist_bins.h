@@ -49,6 +49,19 @@ static inline void describe(const struct freelist *f, uint32_t id, struct freeli
     *out = (struct freelist_block){n->serial << 32 | id, n->offset, size_of(n), state_of(n) == LIVE};
 }
 
+/* The node of a live block; 0: no live block has this handle. */
+static inline uint32_t live_node(const struct freelist *f, uint64_t handle) {
+    uint32_t id = (uint32_t)handle;
+    if (id == 0 || id >= f->nodes_used) return 0;
+    const struct freelist_node *n = node_at(f, id);
+    return (state_of(n) == LIVE || state_of(n) == PENDING) && n->serial == handle >> 32 ? id : 0;
+}
+
+static inline bool is_short(const struct freelist *f) {
+    if (__builtin_expect(f->nodes_free < 3, 0)) return true;
+    return __builtin_expect(f->leaves_free < 1, 0) && f->leaves_ready < f->layout.max_leaves;
+}
+
 /* --- classes ------------------------------------------------------------------------------------------------------ */
 
 /* 32 steps an octave; exact below 64. */

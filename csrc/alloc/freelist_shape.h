@@ -84,4 +84,7 @@ static inline void cut(const struct freelist *f, uint64_t offset, uint64_t all, 
     if (right->state == PARTLY_COMMITTED && !longest(right)) right->state = UNCOMMITTED;
 }
 
+/* A free range becomes another, in freelist.c. Where its bins stay the same it stays in them. */
+void freelist_range_change(struct freelist *f, uint32_t id, uint64_t offset, uint64_t size, const struct shape *s);
+
 #endif

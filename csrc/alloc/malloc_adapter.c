@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "alloc/arena_internal.h"
+#include "alloc/arena_private.h"
 
 #define LONG_CLEAR (1u << 20) /* 20 µs: below, to let go of a lock and get it back would be much of it */
 
@@ -83,8 +83,9 @@ static void *refuse(struct malloc_adapter *m, int rc, struct arena_error *why, s
 static bool free_by_address(struct malloc_adapter *m, void *address, uint64_t handle) {
     bool due;
     uintptr_t offset = (uintptr_t)address - (uintptr_t)arena_address(m->arena);
-    int rc = offset < bytes_of(m->arena->index.layout.granules) ? arena_free_by_address(m->arena, address, handle, &due)
-                                                                : -ENODEV;
+    int rc = offset < bytes_of(m->arena->index.list.layout.granules)
+                 ? arena_free_by_address(m->arena, address, handle, &due)
+                 : -ENODEV;
     if (rc == -ENODEV) free(address); /* once the arena is unmapped, malloc may have its addresses */
     return rc == 0 && due;
 }

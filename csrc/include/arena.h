@@ -165,8 +165,10 @@ int arena_destroy(arena *a);
 /* From committed memory only, with index work only: no system call, no fault. -ENOSPC or -EAGAIN: arena_alloc may do it.
  * -EINVAL: bytes is 0, or align no power of two up to the chunk. -ESHUTDOWN: closed. -ENOTCONN: dropped at fork. */
 int arena_alloc_committed(arena *a, uint64_t bytes, uint64_t align, struct arena_block *out);
-/* Commits what is missing. -ENOSPC: no free range that large (error->available: the largest). -ECANCELED: a fork's child lost
- * the block to the fork. Else as arena_alloc_committed and reservation_commit, and the range is free again. */
+/* Commits what is missing; with ARENA_NO_GROW nothing is missing, and no system call is made. -ENOSPC: no free range that
+ * large (error->available: the largest); with ARENA_NO_GROW and error->op "index" no bookkeeping for a block more, see
+ * arena_warm. -ECANCELED: a fork's child lost the block to the fork. Else as arena_alloc_committed and reservation_commit, and
+ * the range is free again. */
 int arena_alloc(arena *a, uint64_t bytes, uint64_t align, unsigned flags, arena_progress progress, void *arg,
                 struct arena_block *out, struct arena_error *error);
 
@@ -181,9 +183,10 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progr
 /* The block that begins at this address, in O(1). -ENOENT. */
 int arena_find(arena *a, const void *address, struct arena_block *out);
 
-/* Has so much free memory committed in one piece, with the bookkeeping that blocks of 4 KiB in it need. It is kept, whatever
- * `retain` says, until arena_trim. After a fork it also populates again what became copy-on-write. */
-int arena_warm(arena *a, uint64_t bytes, unsigned threads, arena_progress progress, void *arg,
+/* Has so much free memory committed in one piece, with the bookkeeping that `blocks` blocks in it need, of any sizes and in
+ * whichever order they come and go; 0: blocks of 4 KiB. It is kept, whatever `retain` says, until arena_trim. After a fork it
+ * also populates again what became copy-on-write. */
+int arena_warm(arena *a, uint64_t bytes, uint64_t blocks, unsigned threads, arena_progress progress, void *arg,
                struct arena_error *error);
 /* Releases free committed chunks until at most `keep` bytes and a chunk of free memory are left; bytes to *freed. */
 int arena_trim(arena *a, uint64_t keep, uint64_t *freed, struct arena_error *error);

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import GIB, MIB, faults_writing, rss
 
-from arena import Arena, ArenaFullError, CommitError
+from arena import Arena, ArenaFullError, Block, CommitError
 
 
 def test_an_arena_of_1_tib_costs_less_than_1_mib() -> None:
@@ -447,3 +447,28 @@ def test_repr() -> None:
         b.free()
         assert "freed" in repr(b)
     assert "closed" in repr(a)
+
+
+def test_the_index_is_warmed_for_as_many_blocks_as_are_asked_for() -> None:
+    a = Arena("256MiB", pages="4K")
+    a.warm("4MiB", blocks=1 << 16)
+    blocks = [a.alloc(64, grow=False) for _ in range(1 << 16)]
+    assert a.stats().blocks == len(blocks)
+
+
+def test_without_room_in_the_index_alloc_that_may_not_grow_says_what_to_do() -> None:
+    a = Arena("256MiB", pages="4K")
+    a.warm("64MiB")
+    blocks: list[Block] = []
+    with pytest.raises(ArenaFullError, match=r"index has no room.*warm\(nbytes, blocks=\.\.\.\)"):
+        blocks.extend(a.alloc(64, grow=False) for _ in range(1 << 20))
+    a.warm("4MiB", blocks=len(blocks))
+    blocks += [a.alloc(64, grow=False) for _ in range(len(blocks))]
+
+
+@pytest.mark.parametrize(("blocks", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("8", TypeError)])
+def test_counts_of_blocks_that_are_none(blocks: Any, error: type[Exception]) -> None:
+    a = Arena("1MiB")
+    with pytest.raises(error):
+        a.warm(1, blocks=blocks)
+    a.warm(1, blocks=1 << 70)  # all that there can be

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import in_child
 
 from arena import Arena, nep49
 from arena.realtime import LockError, lock_memory, locking, unlock_memory
@@ -369,3 +370,31 @@ with open({str(path)!r}, "r+b") as file:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_block_whose_memory_fails_leaves_numpys_allocator_as_it_was() -> None:
+    """Each allocation of the interpreter's fails in its turn, in a child of its own."""
+    memory = pytest.importorskip("_testcapi", reason="this Python has no _testcapi")
+    pytest.importorskip("numpy")
+    a = Arena("64MiB")
+
+    def block() -> None:
+        with a.numpy_allocations():
+            pass
+
+    block()
+    block()
+
+    def failing(k: int) -> None:
+        nep49.uninstall()
+        try:
+            memory.set_nomemory(k, k + 1)
+            block()
+        except MemoryError:
+            pass
+        finally:
+            memory.remove_mem_hooks()
+        assert nep49.installed() is None
+
+    for k in range(1, 50):
+        in_child(lambda k=k: failing(k))

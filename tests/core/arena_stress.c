@@ -375,7 +375,8 @@ static void look(const struct worker *w) {
 
 static void warm(struct worker *w) {
     struct arena_error error, *e = draw(w, 2) ? &error : NULL;
-    int rc = arena_warm(w->arena, 1 + draw(w, 16 * MIB), in_child ? 1 : (unsigned)draw(w, 3), progress, w, e);
+    int rc = arena_warm(w->arena, 1 + draw(w, 16 * MIB), draw(w, 2) * 5000, in_child ? 1 : (unsigned)draw(w, 3),
+                        progress, w, e);
     (void)answered(w, rc, e, -ENOSPC);
 }
 
@@ -455,7 +456,7 @@ static void use_dropped(struct worker *w) {
     struct arena_block b;
     MUST(arena_alloc_committed(w->arena, 64, 64, &b) == -ENOTCONN);
     MUST(arena_alloc(w->arena, 64, 64, 0, progress, w, &b, NULL) == -ENOTCONN);
-    MUST(arena_warm(w->arena, 64, 0, progress, w, NULL) == -ENOTCONN);
+    MUST(arena_warm(w->arena, 64, 0, 0, progress, w, NULL) == -ENOTCONN);
     for (uint32_t i = 0; i < w->count; i++) {
         MUST(is_zero(w->held[i].address, w->held[i].bytes));
         MUST(arena_free(w->arena, w->held[i].handle) == 0);

@@ -1,6 +1,6 @@
 /* A long random run of the free-space index, with every invariant checked along the way. To be compiled with
  *
- *     gcc -O1 -g -fsanitize=address,undefined -Icsrc -Icsrc/include tests/core/freelist_stress.c csrc/alloc/freelist.c csrc/alloc/freelist_stats.c
+ *     gcc -O1 -g -fsanitize=address,undefined -Icsrc -Icsrc/include tests/core/freelist_stress.c csrc/alloc/freelist*.c
  *
  * The arguments are the seed and the number of operations in each arena. Every second arena keeps its tables closed
  * where the contract of freelist_touch says that nothing is looked at, so a stray access is a crash: to the byte under
@@ -187,8 +187,15 @@ static void alloc_one(struct world *w) {
     struct freelist_block b;
     int rc;
     if (w->blocks == BLOCKS) return;
-    do rc = freelist_alloc(&w->index, size, align, flags, &b);
-    while (more(w, rc, &b));
+    do {
+        rc = freelist_alloc(&w->index, size, align, flags, &b);
+        if (rc == -ENODATA && draw(4)) {
+            struct freelist_block place = b;
+            MUST(freelist_take(&w->index, &place, &b) == -EAGAIN); /* its tables are not there yet */
+            (void)more(w, rc, &place);
+            rc = freelist_take(&w->index, &place, &b);
+        }
+    } while (more(w, rc, &b));
     if (rc == -ENOSPC) return;
     MUST(rc == 0 && b.size == size && b.offset % align == 0 && (b.committed || !flags));
     take(w, w->blocks++, &b, 0);
@@ -231,7 +238,10 @@ static void pick_one(struct world *w) {
     for (uint64_t g = span.first << shift; g < (span.first + span.count) << shift; g++) MUST(!w->owner[g]);
     if (draw(8) == 0) { /* the release failed */
         memset(w->committed + span.first, 1, span.count);
-        freelist_commit(&w->index, span.first, span.count, 0);
+        if (draw(2))
+            freelist_unpick(&w->index, &span);
+        else
+            freelist_commit(&w->index, span.first, span.count, 0);
     }
 }
 
@@ -278,7 +288,7 @@ static void run(uint64_t granules, uint32_t chunk_shift, bool closed, uint64_t o
         if (n % 16 == 0) {
             int line = freelist_check(&w.index);
             if (line)
-                fprintf(stderr, "freelist_stats.c:%d does not hold after %llu operations\n", line,
+                fprintf(stderr, "freelist_check.c:%d does not hold after %llu operations\n", line,
                         (unsigned long long)n);
             MUST(line == 0);
         }

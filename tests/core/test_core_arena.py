@@ -188,8 +188,8 @@ def test_error_pointers_may_be_null(make: Any) -> None:
     assert lib.arena_alloc(a.c, 0, 64, 0, NULL, NULL, out, NULL) == -errno.EINVAL
     assert lib.arena_resize(a.c, handle, LONG, progress, NULL, out, NULL) == -STOP
     assert lib.arena_resize(a.c, handle, 3 * LONG, NULL, NULL, out, NULL) == -errno.ENOSPC
-    assert lib.arena_warm(a.c, LONG, 1, progress, NULL, NULL) == -STOP
-    assert lib.arena_warm(a.c, 3 * LONG, 1, NULL, NULL, NULL) == -errno.ENOSPC
+    assert lib.arena_warm(a.c, LONG, 0, 1, progress, NULL, NULL) == -STOP
+    assert lib.arena_warm(a.c, 3 * LONG, 0, 1, NULL, NULL, NULL) == -errno.ENOSPC
     assert lib.arena_trim(a.c, 0, ffi.new("uint64_t *"), NULL) == 0
     r = lib.arena_reservation(a.c)
     assert lib.reservation_commit(r, MIB, LONG, True, 0, progress, NULL, NULL, NULL) == -STOP
@@ -621,3 +621,52 @@ def test_a_block_that_grows_in_another_thread_is_its_old_self_in_the_child_of_a_
         leave.set()
     assert grower.wait().bytes == LONG
     assert a.read(b) == bytes([5]) * MIB
+
+
+# --- alloc(NO_GROW): nothing but index work ---------------------------------------------------------------------------
+
+
+def test_a_million_small_blocks_after_warm_make_no_system_call_and_no_fault(make: Callable[..., Arena]) -> None:
+    many = 1 << 20
+    a, b = make(1 << 30, chunk=2 * MIB), make(1 << 30, chunk=2 * MIB)
+    faults = ffi.new("long *")
+    for arena in (a, b):
+        arena.warm(many * 64, many)
+    must(a.lib.allocate(a.c, many, 64, faults))
+    assert faults[0] == 0 and a.stats().blocks == many
+    must(b.lib.allocate_without_system_calls(b.c, many, 64))
+    assert b.stats().blocks == many
+
+
+def test_without_warm_for_as_many_blocks_nothing_is_populated_by_the_way(make: Callable[..., Arena]) -> None:
+    a = make(1 << 30, chunk=2 * MIB)
+    a.warm(64 * MIB)
+    assert a.lib.allocate(a.c, 1 << 20, 64, ffi.new("long *")) == -errno.ENOSPC
+    had = a.stats().blocks
+    assert 8000 < had < 1 << 20
+    refused(errno.ENOSPC, a.alloc, 64, flags=NO_GROW)
+    assert ffi.string(a.error.op) == b"index"
+    refused(errno.EAGAIN, a.alloc_committed, 64)
+    a.alloc(64)  # which may grow
+    a.alloc(64, flags=NO_GROW)
+
+
+def test_the_index_that_was_warmed_lasts_whatever_is_freed_meanwhile(make: Callable[..., Arena]) -> None:
+    many = 3000
+    a = make(64 * MIB)
+    a.warm(8 * MIB, many)
+    blocks = [a.alloc(64 + 64 * (i % 7), flags=NO_GROW) for i in range(many)]
+    for block in blocks[::2]:
+        a.free(block.handle)
+    for _ in range(many // 2):
+        a.alloc(64, flags=NO_GROW)
+    a.check()
+
+
+def test_an_index_cannot_be_warmed_for_more_than_the_arena_holds(make: Callable[..., Arena]) -> None:
+    a = make(MIB)
+    a.warm(MIB, 1 << 40)
+    for _ in range(MIB // 64):
+        a.alloc(64, flags=NO_GROW)
+    refused(errno.ENOSPC, a.alloc, 64, flags=NO_GROW)
+    a.check()

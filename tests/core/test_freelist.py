@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 pytestmark = pytest.mark.slow  # the same on every CPython
 
-SOURCES = [CSRC / "alloc" / "freelist.c", CSRC / "alloc" / "freelist_stats.c"]
+SOURCES = [CSRC / "alloc" / f"freelist{part}.c" for part in ("", "_commit", "_stats", "_check")]
 COMMITTED_ONLY = 1
 ffi = cffi.FFI()
 
@@ -136,7 +136,7 @@ class Index:
 
     def check(self) -> None:
         line = self.lib.freelist_check(self.f)
-        assert line == 0, f"freelist_stats.c:{line} does not hold"
+        assert line == 0, f"freelist_check.c:{line} does not hold"
 
 
 @pytest.fixture
