@@ -7,6 +7,7 @@ the other, and in the caller up to the beginning of its ``with``. Each operation
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -397,4 +398,4 @@ def test_a_block_whose_memory_fails_leaves_numpys_allocator_as_it_was() -> None:
         assert nep49.installed() is None
 
     for k in range(1, 50):
-        in_child(lambda k=k: failing(k))
+        in_child(functools.partial(failing, k))
