@@ -7,7 +7,7 @@
 static void note_use(struct arena *a, const struct freelist_block *b) {
     struct freelist *f = &a->index.list;
     if (f->live > a->peak_live) a->peak_live = f->live;
-    retention_note(&a->retention, bytes_of(f->free_committed));
+    retention_note(&a->retention, granule_bytes(f->free_committed));
     uint64_t end = b->offset + b->size;
     if (end > a->never_used_from) a->never_used_from = end;
 }
@@ -16,18 +16,12 @@ static void note_use(struct arena *a, const struct freelist_block *b) {
 static uint64_t dirty_part(const struct arena *a, uint64_t never_used_from, const struct freelist_block *b) {
     uint64_t n = never_used_from > b->offset ? never_used_from - b->offset : 0;
     /* Asked last, for memory that is used again is the common case. */
-    return bytes_of(n < b->size && reservation_fresh_is_zero(&a->reservation) ? n : b->size);
+    return granule_bytes(n < b->size && reservation_fresh_is_zero(&a->reservation) ? n : b->size);
 }
 
 /* The block was never handed out: what was never used of it still is. */
 static void undo_use(struct arena *a, uint64_t offset, uint64_t size, uint64_t dirty) {
     if (a->never_used_from == offset + size) a->never_used_from = offset + granules_of(dirty);
-}
-
-/* In granules; 0, which the index refuses, for what is no power of two. */
-static uint64_t align_granules(uint64_t align) {
-    if (align & (align - 1)) return 0;
-    return align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
 }
 
 static inline int alloc_committed(struct arena *a, uint64_t bytes, uint64_t align, bool adapter,
@@ -58,131 +52,7 @@ int arena_alloc_committed_adapter(struct arena *a, uint64_t bytes, struct arena_
     return alloc_committed(a, bytes, FREELIST_GRANULE, true, out);
 }
 
-/* --- what is committed -------------------------------------------------------------------------------------------------- */
-
-void arena_pending_begin(struct arena *a, struct arena_pending *p) {
-    p->thread = pthread_self();
-    LIST_PUSH(a->pending, p);
-}
-
-static bool is_present(struct arena *a, uint64_t first, uint64_t count) {
-    return reservation_is_committed(&a->reservation, first << a->chunk_shift, count << a->chunk_shift,
-                                    !a->read_only_populate);
-}
-
-void arena_resync(struct arena *a, uint64_t first, uint64_t count, uint64_t near) {
-    struct freelist *f = &a->index.list;
-    uint64_t end = first + count;
-    if (is_present(a, first, count)) {
-        freelist_commit(f, first, count, near);
-        return;
-    }
-    while (first < end) {
-        uint64_t run = 0;
-        while (first + run < end && is_present(a, first + run, 1)) run++;
-        if (run) freelist_commit(f, first, run, near);
-        first += run + 1; /* and the one that is absent */
-    }
-}
-
-int arena_commit_range(struct arena *a, const struct freelist_block *b, uint64_t had, const struct commit_control *how,
-                       uint64_t *dirty, struct arena_error *error) {
-    uint64_t mask = ((uint64_t)1 << a->chunk_shift) - 1;
-    uint64_t start = bytes_of(b->offset) & ~mask, end = (bytes_of(b->offset + b->size) + mask) & ~mask;
-    uint64_t newly = 0, granules = granules_of(end - start);
-    uint64_t absent = bytes_of(granules - freelist_committed_in(&a->index.list, granules_of(start), granules));
-    struct arena_pending pending = {
-        .handle = b->handle, .first = start >> a->chunk_shift, .count = (end - start) >> a->chunk_shift, .had = had};
-    arena_pending_begin(a, &pending);
-    mutex_unlock(&a->lock);
-    int rc = reservation_commit(&a->reservation, start, end - start, !a->read_only_populate, how->threads,
-                                how->progress, how->arg, &newly, error);
-    mutex_lock(&a->lock);
-    LIST_REMOVE(a->pending, &pending);
-    if (rc) return rc;
-    arena_resync(a, pending.first, pending.count, b->handle);
-    if (newly == end - start && reservation_fresh_is_zero(&a->reservation))
-        *dirty = 0;
-    else if (newly != absent) /* there was more than the index knew of: a release has failed meanwhile */
-        *dirty = bytes_of(b->size);
-    return 0;
-}
-
 /* --- alloc -------------------------------------------------------------------------------------------------------------- */
-
-/* Outside the lock: extends the index by what it said that it lacks, for a block at this place. */
-static int extend_index(struct arena *a, int lacks, const struct freelist_block *place,
-                        const struct commit_control *how, struct arena_error *error) {
-    int rc = lacks;
-    if (lacks == -EAGAIN) {
-        rc = index_ensure(&a->index, 4, 2, how->progress, how->arg);
-    } else if (lacks == -ENODATA) {
-        mutex_lock(&a->lock);
-        uint64_t absent = bytes_of(place->size - freelist_committed_in(&a->index.list, place->offset, place->size));
-        mutex_unlock(&a->lock);
-        /* The index for memory that cannot be had is not populated. */
-        if (!a->read_only_populate) {
-            rc = reservation_preflight(&a->reservation, bytes_of(place->offset), absent, error);
-            if (rc) return rc;
-        }
-        rc = index_ensure_place(&a->index, place, how->progress, how->arg);
-    }
-    return rc ? arena_explain(error, rc, "populating the index", bytes_of(place->size), UINT64_MAX) : 0;
-}
-
-/* Under the lock, which is dropped: there is no such range, or no room in the index for it. */
-static int explain_full(struct arena *a, const struct arena_request *q, int rc, struct arena_error *error) {
-    bool grows = !(q->flags & ARENA_NO_GROW);
-    struct freelist_stats s = {0};
-    if (error && rc == -ENOSPC) freelist_stats(&a->index.list, &s);
-    mutex_unlock(&a->lock);
-    if (rc == -ENOSPC) {
-        arena_explain(error, rc, "alloc", q->bytes, bytes_of(grows ? s.largest_free : s.largest_committed));
-        if (error) error->committed = bytes_of(s.committed);
-    } else if (rc == -EAGAIN) {
-        rc = grows ? arena_explain(error, -ENOMEM, "populating the index", q->bytes, UINT64_MAX)
-                   : arena_explain(error, -ENOSPC, "index", q->bytes, UINT64_MAX);
-    } else {
-        arena_explain(error, rc, "alloc", q->bytes, UINT64_MAX);
-    }
-    return rc;
-}
-
-static int search(struct arena *a, const struct arena_request *q, struct freelist_block *b) {
-    if (q->hold) return freelist_hold(&a->index.list, granules_of(q->bytes), b);
-    return freelist_alloc(&a->index.list, granules_of(q->bytes), align_granules(q->align),
-                          q->flags & ARENA_NO_GROW ? FREELIST_COMMITTED_ONLY : 0, b);
-}
-
-int arena_find_range(struct arena *a, const struct arena_request *q, const struct commit_control *how,
-                     struct freelist_block *b, struct arena_error *error) {
-    bool grows = !(q->flags & ARENA_NO_GROW);
-    for (;;) {
-        mutex_lock(&a->lock);
-        int rc = arena_refuses(a), room = grows ? index_room(&a->index) : 0;
-        if (rc == 0 && room) { /* before the search, which it would end */
-            mutex_unlock(&a->lock);
-            rc = extend_index(a, room, &(struct freelist_block){.size = granules_of(q->bytes)}, how, error);
-            if (rc) return rc;
-            continue;
-        }
-        if (rc == 0) rc = search(a, q, b);
-        if (rc == -ENODATA) {
-            struct freelist_block place = *b;
-            mutex_unlock(&a->lock);
-            rc = extend_index(a, rc, &place, how, error);
-            if (rc) return rc;
-            mutex_lock(&a->lock);
-            rc = arena_refuses(a);
-            if (rc == 0) rc = freelist_take(&a->index.list, &place, b);
-            if (rc == -EAGAIN) { /* another was faster */
-                mutex_unlock(&a->lock);
-                continue;
-            }
-        }
-        return rc ? explain_full(a, q, rc, error) : 0;
-    }
-}
 
 /* The lock is held on success. *dirty: see struct arena_block. */
 static int alloc_locked(struct arena *a, const struct arena_request *q, const struct commit_control *how,
@@ -238,7 +108,7 @@ static int commit_resized(struct arena *a, struct freelist_block *b, uint64_t ha
         undo_use(a, wanted.offset, wanted.size, before);
         if (is_still) (void)freelist_resize(f, wanted.handle, had, 0, b);
     } else if (!is_still) { /* by another, meanwhile */
-        rc = arena_explain(error, -ECANCELED, "resize", bytes_of(wanted.size), UINT64_MAX);
+        rc = arena_explain(error, -ECANCELED, "resize", granule_bytes(wanted.size), UINT64_MAX);
     }
     return rc;
 }
@@ -270,7 +140,7 @@ int arena_resize(arena *a, uint64_t handle, uint64_t bytes, arena_progress progr
         mutex_unlock(&a->lock);
         if (rc != -EAGAIN && rc != -ENODATA && rc != -ENOMEM)
             return arena_explain(error, rc, "resize", bytes, UINT64_MAX);
-        rc = extend_index(a, rc, &b, &how, error);
+        rc = arena_extend_index(a, rc, &b, &how, error);
         if (rc) return rc;
     }
 }

@@ -147,17 +147,6 @@ int arena_create(const struct arena_config *config, arena **out, struct arena_er
     return rc;
 }
 
-bool arena_is_busy(struct arena *a) { return arena_is_mapped(a) && (a->pending || reservation_busy(&a->reservation)); }
-
-bool arena_has_no_users(struct arena *a) { return !a->index.list.blocks && !a->pins && !arena_is_busy(a); }
-
-void arena_unlock(struct arena *a) {
-    bool over = arena_is_over(a);
-    if (over) arena_enter_state(a, ARENA_UNMAPPED);
-    mutex_unlock(&a->lock);
-    if (over) (void)reservation_close(&a->reservation);
-}
-
 int arena_close(arena *a, bool strict) {
     mutex_lock(&a->lock);
     int rc = arena_is_busy(a) ? -EBUSY : 0;

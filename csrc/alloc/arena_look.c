@@ -1,12 +1,6 @@
 /* Looking at an arena: its figures, and its blocks. */
 #include "alloc/arena_private.h"
 
-int arena_find_locked(struct arena *a, const void *address, struct freelist_block *out) {
-    uintptr_t offset = (uintptr_t)address - (uintptr_t)a->base;
-    if (offset & (FREELIST_GRANULE - 1) || offset >= bytes_of(a->index.list.layout.granules)) return -ENOENT;
-    return freelist_find(&a->index.list, granules_of(offset), out);
-}
-
 int arena_find(arena *a, const void *address, struct arena_block *out) {
     struct freelist_block b;
     mutex_lock(&a->lock);
@@ -34,17 +28,17 @@ void arena_get(arena *a, struct arena_stats *out) {
     if (arena_is_mapped(a)) reservation_get(&a->reservation, &r);
     *out = (struct arena_stats){.reserved = r.size,
                                 .committed = r.committed,
-                                .live = bytes_of(s.live),
-                                .free_committed = arena_is_mapped(a) ? bytes_of(s.free_committed) : 0,
+                                .live = granule_bytes(s.live),
+                                .free_committed = arena_is_mapped(a) ? granule_bytes(s.free_committed) : 0,
                                 .blocks = s.blocks,
                                 .peak_committed = r.peak_committed,
-                                .peak_live = bytes_of(a->peak_live),
+                                .peak_live = granule_bytes(a->peak_live),
                                 .commits = r.commits,
                                 .releases = r.releases,
                                 .commit_ns = r.commit_ns,
                                 .release_ns = r.release_ns,
-                                .largest_free = bytes_of(s.largest_free),
-                                .free = bytes_of(s.free),
+                                .largest_free = granule_bytes(s.largest_free),
+                                .free = granule_bytes(s.free),
                                 .overflows = a->overflows};
     mutex_unlock(&a->lock);
 }

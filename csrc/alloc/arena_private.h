@@ -1,4 +1,5 @@
-/* arena_private.h: what the parts of the arena share: arena_life.c, arena_blocks.c, arena_purge.c and arena_look.c. */
+/* arena_private.h: what the parts of the arena share. Each calls those above it here and none below: arena_state.c,
+ * arena_commit.c, arena_purge.c, then arena_blocks.c, arena_life.c and arena_look.c. */
 #ifndef ARENA_PRIVATE_H
 #define ARENA_PRIVATE_H
 
@@ -73,20 +74,26 @@ static inline int arena_explain(struct arena_error *e, int rc, const char *op, u
     return rc;
 }
 
-static inline uint64_t bytes_of(uint64_t granules) { return granules << FREELIST_GRANULE_SHIFT; }
+static inline uint64_t granule_bytes(uint64_t granules) { return granules << FREELIST_GRANULE_SHIFT; }
 static inline uint64_t granules_of(uint64_t bytes) {
     return (bytes >> FREELIST_GRANULE_SHIFT) + ((bytes & (FREELIST_GRANULE - 1)) != 0);
 }
 
+/* In granules; 0, which the index refuses, for what is no power of two. */
+static inline uint64_t align_granules(uint64_t align) {
+    if (align & (align - 1)) return 0;
+    return align > FREELIST_GRANULE ? align >> FREELIST_GRANULE_SHIFT : 1;
+}
+
 static inline void arena_describe(const struct arena *a, const struct freelist_block *b, struct arena_block *out) {
     out->handle = b->handle;
-    out->offset = bytes_of(b->offset);
-    out->bytes = bytes_of(b->size);
+    out->offset = granule_bytes(b->offset);
+    out->bytes = granule_bytes(b->size);
     out->address = a->base + out->offset;
     out->dirty = out->bytes;
 }
 
-/* --- its state, and who is inside: all under the lock ------------------------------------------------------------------- */
+/* --- its state, and who is inside, all under the lock: arena_state.c ---------------------------------------------------- */
 
 static inline void arena_enter_state(struct arena *a, enum arena_state state) {
     __atomic_store_n(&a->state, state, __ATOMIC_RELAXED);
@@ -102,9 +109,15 @@ static inline bool arena_is_over(struct arena *a) { return a->state == ARENA_CLO
 /* Drops the lock. Where the arena is over, its memory is unmapped: this is the one place where that happens. It takes long, so
  * a caller who holds the GIL asks arena_free_deferred for `due` instead, and lets go of it. */
 void arena_unlock(struct arena *a);
+void arena_pending_begin(struct arena *a, struct arena_pending *p);
+/* Under the lock: the block that begins there, or -ENOENT. */
+int arena_find_locked(struct arena *a, const void *address, struct freelist_block *out);
 
-/* --- blocks: arena_blocks.c --------------------------------------------------------------------------------------------- */
+/* --- ranges: arena_commit.c --------------------------------------------------------------------------------------------- */
 
+/* Outside the lock: extends the index by what it said that it lacks, for a block at this place. */
+int arena_extend_index(struct arena *a, int lacks, const struct freelist_block *place, const struct commit_control *how,
+                       struct arena_error *error);
 /* Finds a free range and takes it; the lock is held on success. */
 int arena_find_range(struct arena *a, const struct arena_request *q, const struct commit_control *how,
                      struct freelist_block *b, struct arena_error *error);
@@ -115,7 +128,8 @@ int arena_commit_range(struct arena *a, const struct freelist_block *b, uint64_t
 /* Under the lock: what the reservation has committed of these chunks, with an operation over, is committed in the index too.
  * `near`: see freelist_commit. */
 void arena_resync(struct arena *a, uint64_t first, uint64_t count, uint64_t near);
-void arena_pending_begin(struct arena *a, struct arena_pending *p);
+
+/* --- what is freed: arena_purge.c, arena_blocks.c ----------------------------------------------------------------------- */
 
 /* Outside the lock: the time, where it matters to what is freed. */
 static inline uint64_t arena_clock(struct arena *a) {
@@ -123,7 +137,8 @@ static inline uint64_t arena_clock(struct arena *a) {
 }
 /* Under the lock: something was freed. Is there anything to purge by now? */
 static inline bool arena_is_due(struct arena *a, uint64_t now) {
-    return retention_freed(&a->retention, bytes_of(a->index.list.free_committed), now, (uint64_t)1 << a->chunk_shift);
+    return retention_freed(&a->retention, granule_bytes(a->index.list.free_committed), now,
+                           (uint64_t)1 << a->chunk_shift);
 }
 
 /* For malloc_adapter.c: blocks without a handle, which reset has to leave alone. A flag of arena_alloc, beside ARENA_ZERO; and
@@ -131,10 +146,5 @@ static inline bool arena_is_due(struct arena *a, uint64_t now) {
 #define ARENA_ADAPTER 0x40000000u
 int arena_alloc_committed_adapter(struct arena *a, uint64_t bytes, struct arena_block *out);
 int arena_free_by_address(struct arena *a, const void *address, uint64_t handle, bool *due);
-
-/* --- looking at it: arena_look.c ---------------------------------------------------------------------------------------- */
-
-/* Under the lock: the block that begins there, or -ENOENT. */
-int arena_find_locked(struct arena *a, const void *address, struct freelist_block *out);
 
 #endif

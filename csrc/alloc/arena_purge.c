@@ -30,7 +30,7 @@ static int release_pick(struct arena *a, uint64_t bytes, struct release *w, stru
     w->never_used_from = a->never_used_from;
     if (a->never_used_from <= end && a->never_used_from > start) a->never_used_from = start;
     if (f->committed_granules == 0 && f->blocks == 0) a->never_used_from = 0;
-    retention_purged(&a->retention, count << a->chunk_shift, bytes_of(f->free_committed));
+    retention_purged(&a->retention, count << a->chunk_shift, granule_bytes(f->free_committed));
     return 0;
 }
 
@@ -59,7 +59,7 @@ int arena_purge(arena *a) {
     uint64_t freed, chunk = (uint64_t)1 << a->chunk_shift;
     for (;;) {
         mutex_lock(&a->lock);
-        uint64_t bytes = retention_to_purge(&a->retention, bytes_of(a->index.list.free_committed));
+        uint64_t bytes = retention_to_purge(&a->retention, granule_bytes(a->index.list.free_committed));
         if (bytes < chunk || arena_is_over(a)) {
             arena_unlock(a);
             return 0;
@@ -75,7 +75,7 @@ static int release_free(struct arena *a, uint64_t keep, uint64_t *freed, struct 
     *freed = 0;
     for (;;) {
         mutex_lock(&a->lock);
-        uint64_t have = bytes_of(a->index.list.free_committed);
+        uint64_t have = granule_bytes(a->index.list.free_committed);
         if (have <= keep || have - keep < (uint64_t)1 << a->chunk_shift) {
             mutex_unlock(&a->lock);
             return 0;
@@ -105,7 +105,7 @@ static int repopulate(struct arena *a, const struct commit_control *how, struct 
     if (rc == 0) arena_pending_begin(a, &here);
     mutex_unlock(&a->lock);
     if (rc) return arena_explain(error, rc, "warm", 0, UINT64_MAX);
-    rc = reservation_repopulate(&a->reservation, 0, bytes_of(a->index.list.layout.granules), how->threads,
+    rc = reservation_repopulate(&a->reservation, 0, granule_bytes(a->index.list.layout.granules), how->threads,
                                 how->progress, how->arg, error);
     mutex_lock(&a->lock);
     LIST_REMOVE(a->pending, &here);
@@ -143,7 +143,7 @@ int arena_warm(arena *a, uint64_t bytes, uint64_t blocks, unsigned threads, aren
     struct commit_control how = {.threads = threads, .progress = progress, .arg = arg};
     uint64_t unused, nodes, leaves;
     mutex_lock(&a->lock);
-    uint64_t free_before = bytes_of(a->index.list.free_committed);
+    uint64_t free_before = granule_bytes(a->index.list.free_committed);
     mutex_unlock(&a->lock);
     int rc = repopulate(a, &how, error);
     if (rc == 0) rc = warm_range(a, bytes, &how, error);

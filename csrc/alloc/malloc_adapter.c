@@ -83,7 +83,7 @@ static void *refuse(struct malloc_adapter *m, int rc, struct arena_error *why, s
 static bool free_by_address(struct malloc_adapter *m, void *address, uint64_t handle) {
     bool due;
     uintptr_t offset = (uintptr_t)address - (uintptr_t)arena_address(m->arena);
-    int rc = offset < bytes_of(m->arena->index.list.layout.granules)
+    int rc = offset < granule_bytes(m->arena->index.list.layout.granules)
                  ? arena_free_by_address(m->arena, address, handle, &due)
                  : -ENODEV;
     if (rc == -ENODEV) free(address); /* once the arena is unmapped, malloc may have its addresses */
@@ -119,7 +119,7 @@ void *adapter_realloc(void *adapter, void *old, size_t bytes) {
         void *moved = realloc(old, bytes);
         return moved ? moved : refuse(m, -ENOMEM, &why, bytes);
     }
-    uint64_t size = bytes_of(granules_of(bytes));
+    uint64_t size = granule_bytes(granules_of(bytes));
     void *held = size > b.bytes ? leave(m) : NULL;
     int rc = arena_resize(m->arena, b.handle, bytes, held ? m->progress : NULL, m->arg, &now, &why);
     come_back(m, held);

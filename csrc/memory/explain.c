@@ -7,18 +7,6 @@
 
 #include "memory/commit.h"
 
-int explain(struct arena_error *e, int rc, const char *op, uint64_t offset, uint64_t requested) {
-    if (e) {
-        *e = (struct arena_error){
-            .err = -rc, .op = op, .offset = offset, .requested = requested, .available = UINT64_MAX};
-    }
-    return rc;
-}
-
-int explain_refusal(struct arena_error *e, int rc, uint64_t offset, uint64_t requested) {
-    return explain(e, rc, rc == -ESHUTDOWN ? "reservation" : "fork", offset, requested);
-}
-
 void explain_mlock(struct arena_error *e) {
     uint64_t limit, locked;
     if (!e) return;

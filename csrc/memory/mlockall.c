@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "memory/explain.h"
+#include "memory/error.h"
 #include "memory/populate.h"
 #include "memory/registry.h"
 #include "sys/fault_in.h"

@@ -1,6 +1,6 @@
 #include <errno.h>
 
-#include "memory/explain.h"
+#include "memory/error.h"
 #include "memory/pages.h"
 #include "memory/reservation_op.h"
 #include "sys/bitmap.h"

@@ -8,7 +8,7 @@
 #include "memory/address_space.h"
 #include "memory/commit.h"
 #include "memory/decommit.h"
-#include "memory/explain.h"
+#include "memory/error.h"
 #include "memory/mlockall.h"
 #include "sys/bitmap.h"
 #include "sys/list.h"

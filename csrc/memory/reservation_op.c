@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "memory/explain.h"
+#include "memory/error.h"
 #include "memory/mlockall.h"
 #include "memory/pages.h"
 #include "sys/bitmap.h"
