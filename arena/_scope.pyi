@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from os import PathLike, stat_result
 from types import TracebackType
 from typing import Any, Generic, TypeAlias, TypeVar
