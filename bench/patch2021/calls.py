@@ -6,6 +6,7 @@ import ctypes
 import functools
 import mmap
 import os
+from collections.abc import Callable
 
 import _measure
 
@@ -40,6 +41,16 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
+def _on(memory: mmap.mmap, call: Callable[..., int], *arguments: object) -> int:
+    """A call on all of the memory, which is not exported any more afterwards: the traceback of a Ctrl-C keeps this frame,
+    and the mapping is closed while it does."""
+    first = ctypes.c_char.from_buffer(memory)
+    try:
+        return int(call(ctypes.addressof(first), len(memory), *arguments))
+    finally:
+        del first
+
+
 def touch(memory: mmap.mmap, page: int, *, reading: bool, writing: bool) -> int:
     """Read, write, or read and write back the first byte of each ``page`` bytes; the nanoseconds it took.
 
@@ -47,15 +58,13 @@ def touch(memory: mmap.mmap, page: int, *, reading: bool, writing: bool) -> int:
     """
     if page < 1:
         raise ValueError("a page has more than 0 bytes")
-    first = ctypes.c_char.from_buffer(memory)
-    return int(_native().timed_touch(ctypes.addressof(first), len(memory), page, reading, writing))
+    return _on(memory, _native().timed_touch, page, reading, writing)
 
 
 def populate(memory: mmap.mmap, *, writing: bool) -> int:
     """MADV_POPULATE_WRITE, or MADV_POPULATE_READ, over all of it; the nanoseconds it took. OSError as madvise(2) has
     it."""
-    first = ctypes.c_char.from_buffer(memory)
-    took = _native().timed_populate(ctypes.addressof(first), len(memory), writing)
+    took = _on(memory, _native().timed_populate, writing)
     return _checked(took, "MADV_POPULATE_WRITE" if writing else "MADV_POPULATE_READ")
 
 

@@ -123,6 +123,10 @@ static int read_number(struct os_held *h, const char *folder, const char *file, 
     char text[64];
     if ((size_t)snprintf(m.path, sizeof m.path, "%s/%s", folder, file) >= sizeof m.path) return 1;
     int rc = os_held_read(h, m.path, text, sizeof text);
+    if (rc > 0 && text[0] != 'm' && (text[0] < '0' || text[0] > '9')) {
+        os_held_close(h); /* whatever that is, it is opened anew the next time */
+        rc = -EIO;
+    }
     *out = rc > 0 ? as_limit(text) : UINT64_MAX;
     return rc >= 0 ? 0 : is_shortage(rc) ? rc : 1;
 }

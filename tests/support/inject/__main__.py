@@ -72,7 +72,10 @@ def main() -> int:
             index=options.index,
             trace=options.trace,
         )
-        at.run(job, report=report)
+        try:
+            at.run(job, report=report)
+        except KeyboardInterrupt:
+            print("interrupted: what was tried until then")
     print(report.summary())
     return 1 if report.violations else 0
 

@@ -55,7 +55,12 @@ class Session:
         workers = [self.start(job) for job in jobs]
         try:
             with ThreadPoolExecutor(at_once) as readers:
-                list(readers.map(report.follow, workers))
+                try:
+                    list(readers.map(report.follow, workers))
+                except KeyboardInterrupt:
+                    for worker in workers:
+                        worker.kill()  # or the readers would wait for their end
+                    raise
         finally:
             for worker in workers:
                 worker.kill()
