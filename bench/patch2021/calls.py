@@ -42,8 +42,8 @@ def _checked(result: int, what: str) -> int:
 
 
 def _on(memory: mmap.mmap, call: Callable[..., int], *arguments: object) -> int:
-    """A call on all of the memory, which is not exported any more afterwards: the traceback of a Ctrl-C keeps this frame,
-    and the mapping is closed while it does."""
+    """A call on all of the memory, which is not exported any more afterwards: the traceback of a Ctrl-C keeps this
+    frame, and the mapping is closed while it does."""
     first = ctypes.c_char.from_buffer(memory)
     try:
         return int(call(ctypes.addressof(first), len(memory), *arguments))
