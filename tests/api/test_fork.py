@@ -80,6 +80,8 @@ def test_drop() -> None:
             r.commit()
         with pytest.raises(RuntimeError, match="drop"):
             r.release("2MiB", offset="32MiB")
+        with pytest.raises(RuntimeError, match="drop"):
+            r.view("4MiB")
         assert view[0] == 0  # an address of the parent's; the child does not crash on it
         assert r.committed == 0
         b.free()
@@ -89,6 +91,18 @@ def test_drop() -> None:
     assert bytes(b[:4]) == b"abcd"
     assert view[0] == 5
     a.alloc("1MiB")
+
+
+def test_a_child_that_shares_a_reservation_makes_it_present_by_commit() -> None:
+    r = Reservation("32MiB", shared=True, pages="4K")
+    r.commit()
+
+    def work() -> None:
+        assert r.commit() == 0  # all is committed; but a fork leaves out the page tables of shared memory
+        assert r.residency().present == r.size
+        assert faults_writing(r.view()) == 0
+
+    in_child(work)
 
 
 def test_wipe() -> None:

@@ -377,3 +377,23 @@ def test_a_futex_that_has_not_touched_a_page_is_not_believed(child: Callable[...
         """,
         PYTHONPATH=str(SUPPORT),
     )
+
+
+def test_what_progress_raises_in_its_last_call_undoes_the_commit() -> None:
+    r = Reservation("64MiB", pages="4K")
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        r.commit("16MiB", progress=progress)
+    assert r.committed == r.residency().present == 0
+
+
+def test_progress_is_not_called_where_nothing_is_to_be_done() -> None:
+    r = Reservation("1MiB")
+    r.commit()
+    called: list[tuple[int, int]] = []
+    assert r.commit(progress=lambda done, total: called.append((done, total))) == 0
+    assert called == []
