@@ -240,14 +240,14 @@ cdef void choose_pages(reservation_config *c, pages) except *:
             )
 
 
-cdef class Wanted:
+cdef class ReservationConfig:
     """What a reservation is to be made of, in C, with what the pointers in it point to."""
 
     cdef reservation_config config
     cdef bytes name, path
 
     def __cinit__(
-        self, size, headroom, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name,
+        self, size, *, headroom, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name,
     ):
         cdef reservation_config *c = &self.config
         memset(c, 0, sizeof(self.config))
@@ -465,8 +465,9 @@ cdef class Reservation:
         self, size, *, path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False,
         node=None, fork=None, dump=False, name=None,
     ):
-        cdef Wanted wanted = Wanted(
-            size, None, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name
+        cdef ReservationConfig wanted = ReservationConfig(
+            size, headroom=None, path=path, fd=fd, shared=shared, backing=backing, readonly=readonly, pages=pages,
+            lock=lock, node=node, fork=fork, dump=dump, name=name,
         )
         cdef reservation_stats stats
         cdef arena_error e
@@ -1030,8 +1031,9 @@ cdef class Arena:
         path=None, fd=None, shared=False, backing=None, readonly=False, pages="auto", lock=False, node=None, fork=None,
         dump=False, name=None,
     ):
-        cdef Wanted wanted = Wanted(
-            size, headroom, path, fd, shared, backing, readonly, pages, lock, node, fork, dump, name
+        cdef ReservationConfig wanted = ReservationConfig(
+            size, headroom=headroom, path=path, fd=fd, shared=shared, backing=backing, readonly=readonly, pages=pages,
+            lock=lock, node=node, fork=fork, dump=dump, name=name,
         )
         cdef arena_config config
         cdef reservation_stats stats

@@ -307,7 +307,7 @@ cdef class Pool:
             i = pool_take(self.c)
             if i != POOL_NONE:
                 return <object>PyTuple_GET_ITEM(self.blocks, i)
-        return self.seldom(True)
+        return self.slow_take(True)
 
     def try_take(self):
         """Take a free block, or None if all are taken: a loop with a deadline pays for no exception.
@@ -336,9 +336,9 @@ cdef class Pool:
             i = pool_take(self.c)
             if i != POOL_NONE:
                 return <object>PyTuple_GET_ITEM(self.blocks, i)
-        return self.seldom(False)
+        return self.slow_take(False)
 
-    cdef seldom(self, bint insist):
+    cdef slow_take(self, bint insist):
         cdef uint32_t i = POOL_NONE
         if users_closed(&self.memory.users):
             raise ValueError("the pool is closed")

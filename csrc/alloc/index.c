@@ -10,8 +10,8 @@
 #define LEAVES_FIRST 128u  /* 32 KiB */
 #define NODES_AT_ONCE 8192u /* 256 KiB: one populate call for so many blocks more */
 #define LEAVES_AT_ONCE 256u
-#define NODES_A_TICK (1u << 18) /* 8 MiB: 2 ms */
-#define LEAVES_A_TICK (1u << 15) /* as much */
+#define NODES_A_STEP (1u << 18) /* 8 MiB: 2 ms */
+#define LEAVES_A_STEP (1u << 15) /* as much */
 #define UNIT ((uint64_t)64 << 20) /* the index is populated for so much memory at a time */
 #define PROGRESS_NS 10000000u
 
@@ -89,8 +89,8 @@ int index_ensure(struct index *x, uint64_t nodes, uint64_t leaves, arena_progres
         bool all_nodes = f->nodes_ready == f->layout.max_nodes, all_leaves = f->leaves_ready == f->layout.max_leaves;
         mutex_unlock(x->lock);
         if ((has_nodes >= nodes || all_nodes) && (has_leaves >= leaves || all_leaves)) break;
-        uint64_t next_nodes = nodes > has_nodes + NODES_A_TICK ? has_nodes + NODES_A_TICK : nodes;
-        uint64_t next_leaves = leaves > has_leaves + LEAVES_A_TICK ? has_leaves + LEAVES_A_TICK : leaves;
+        uint64_t next_nodes = nodes > has_nodes + NODES_A_STEP ? has_nodes + NODES_A_STEP : nodes;
+        uint64_t next_leaves = leaves > has_leaves + LEAVES_A_STEP ? has_leaves + LEAVES_A_STEP : leaves;
         int rc = grow(x, all_nodes ? 0 : next_nodes, all_leaves ? 0 : next_leaves);
         if (rc == 0 && progress) rc = progress(arg, 0, 0);
         if (rc) return rc;

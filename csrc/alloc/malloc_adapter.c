@@ -24,7 +24,7 @@ int adapter_why(arena *a, struct arena_error *out) {
 }
 
 /* The arena could not. Whoever asks is told NULL and nothing else, so the reason is kept. */
-static void *elsewhere(struct malloc_adapter *m, int rc, const struct arena_error *why, size_t bytes, bool zero) {
+static void *from_malloc(struct malloc_adapter *m, int rc, const struct arena_error *why, size_t bytes, bool zero) {
     struct arena *a = m->arena;
     void *got = NULL;
     /* Who was stopped is not to go on with other memory. */
@@ -55,7 +55,7 @@ static void *alloc(struct malloc_adapter *m, size_t bytes, bool zero) {
                          held ? m->progress : NULL, m->arg, &b, &why);
     come_back(m, held);
     if (rc == 0) return b.address;
-    void *got = elsewhere(m, rc, &why, bytes, zero);
+    void *got = from_malloc(m, rc, &why, bytes, zero);
     if (rc == -ESHUTDOWN && held && m->closed) m->closed(m->arg);
     return got;
 }
@@ -67,7 +67,7 @@ void *adapter_calloc(void *adapter, size_t count, size_t bytes) {
     size_t all;
     if (__builtin_mul_overflow(count, bytes, &all)) {
         struct arena_error why = {0};
-        return elsewhere(m, arena_explain(&why, -ENOSPC, "alloc", SIZE_MAX, UINT64_MAX), &why, SIZE_MAX, true);
+        return from_malloc(m, arena_explain(&why, -ENOSPC, "alloc", SIZE_MAX, UINT64_MAX), &why, SIZE_MAX, true);
     }
     return alloc(m, all, true);
 }
@@ -76,7 +76,7 @@ void *adapter_calloc(void *adapter, size_t count, size_t bytes) {
 static void *refuse(struct malloc_adapter *m, int rc, struct arena_error *why, size_t bytes) {
     arena_explain(why, rc, "realloc", bytes, UINT64_MAX);
     struct malloc_adapter strict = {.arena = m->arena};
-    return elsewhere(&strict, rc, why, bytes, false);
+    return from_malloc(&strict, rc, why, bytes, false);
 }
 
 /* Answers whether free memory is due to be released. */
