@@ -30,7 +30,7 @@ from .sizes import parse_size
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
-# -errno and its numbers become an exception.
+# Here -errno and its numbers become an exception.
 
 cdef dict numbers_of(arena_error *e):
     return {
@@ -101,7 +101,7 @@ cdef object as_reserve_exception(int rc, arena_error *e, reservation_config *con
 
 # --- signals and progress --------------------------------------------------------------------------------------------
 
-# Signals and progress while the GIL is released.
+# While the GIL is released signals are looked for here, and progress is told.
 
 @cython.final
 cdef class ProgressCall:
@@ -150,7 +150,7 @@ cdef int progress_with_gil(void *arg, uint64_t done, uint64_t total) noexcept wi
 
 # --- arguments -------------------------------------------------------------------------------------------------------
 
-# From what Python callers say to what the C core takes, and back.
+# What Python callers say becomes here what the C core takes, and its answers become Python's.
 
 cdef uint64_t positive(size, what) except 0:
     n = parse_size(size, what)
@@ -456,7 +456,7 @@ cdef class Reservation:
     4194304
     4194304
     """
-    cdef reservation_handle *c  # as long as this object: the core refuses what is asked of a closed one
+    cdef reservation_handle *c  # it lives as long as this object: the core refuses what is asked of a closed one
     cdef uint64_t _size, _page, _address
     cdef str _backing
     cdef bint _readonly
@@ -969,7 +969,7 @@ cdef class Reservation:
 
 # --- arena -----------------------------------------------------------------------------------------------------------
 
-# All arenas, by their id, to know them by their addresses: see arena_at().
+# All arenas are noted here by their id, so that arena_at() finds one by an address.
 _arenas = _weakref.WeakValueDictionary()
 
 
@@ -1278,6 +1278,8 @@ cdef class Arena:
             There is no NumPy, or one before 1.22. This and the following are raised when the ``with`` is entered.
         ValueError
             The arena is closed, or the arguments make no sense.
+        MemoryError
+            malloc has no memory for the handler; in the block, the arena has none for an array.
 
         Notes
         -----
@@ -1589,8 +1591,8 @@ cdef class Arena:
 
 # --- block -----------------------------------------------------------------------------------------------------------
 
-# Not in a cycle, and so spared the garbage collector: a Block refers to an Arena, which refers to nothing, and
-# neither can be subclassed or given attributes.
+# The garbage collector is spared blocks and arenas, which are in no cycle: a Block refers to an Arena, which refers to
+# nothing, and neither can be subclassed or given attributes.
 @cython.final
 @cython.no_gc
 @cython.freelist(64)
@@ -1631,7 +1633,7 @@ cdef class Block:
     cdef Py_ssize_t size
     cdef uint64_t users  # csrc/memory/users.h: its exports, and resize()
     cdef uint64_t epoch
-    cdef bint lent  # for life, to the array whose base it is
+    cdef bint lent  # it belongs for life to the array whose base it is
 
     def __dealloc__(self):
         cdef c_bool due = False
@@ -1650,7 +1652,7 @@ cdef class Block:
         if not pin(self):
             reservation_get(arena_reservation(self._arena.c), &stats)
             if stats.dropped and not users_closed(&self.users) and self.freed:
-                raise as_exception(-ENOTCONN, NULL)  # not even zero pages could be had in its place
+                raise as_exception(-ENOTCONN, NULL)  # the child could not even map zero pages in its place
             raise BufferError(
                 "the block was freed" if users_closed(&self.users)
                 else "the block was freed (its arena was reset)" if self.freed
@@ -1856,7 +1858,7 @@ cdef class Block:
 
 cdef inline bint pin(Block self) noexcept:
     """An export. Refused: the block was freed or is being resized, or its arena is being reset."""
-    # The arena's word first: while it is pinned no reset can begin, so the epoch stands still.
+    # The arena is pinned first: until it is unpinned no reset can begin, so the epoch stands still.
     if users_pin(&self._arena.users, fork_generation):
         if users_pin(&self.users, fork_generation):
             if self.epoch == arena_load64(self._arena.epoch_at):
@@ -1871,7 +1873,7 @@ cdef inline void unpin(Block self) noexcept:
     users_unpin(&self._arena.users)
 
 
-# --- how they are made
+# --- how blocks are made
 
 cdef clear(Block block, uint64_t nbytes):
     cdef Arena self = block._arena
@@ -1880,7 +1882,7 @@ cdef clear(Block block, uint64_t nbytes):
     if not users_enter(&self.users, forks):
         raise BufferError("the arena is being reset")
     if block.epoch == arena_load64(self.epoch_at):
-        if nbytes > 1 << 20:  # 20 µs: below, to give the GIL away and get it back would be much of it
+        if nbytes > 1 << 20:  # copying less takes under 20 µs, of which giving the GIL away would be much
             with nogil:
                 arena_zero(block.ptr, nbytes)
         else:
@@ -1908,7 +1910,8 @@ cdef inline uint64_t step_of(Arena self, align) except 0:
 
 cdef Block new_block(Arena self, uint64_t nbytes, uint64_t align, bint zero, bint grow):
     cdef arena_block b
-    # Before the block: a reset between the two frees it, and the epoch of afterwards would say that it lives.
+    # The epoch is read before the block is made: a reset between the two frees it, and the epoch of afterwards would
+    # say that it lives.
     cdef uint64_t epoch = arena_load64(self.epoch_at)
     cdef Block block = Block.__new__(Block)
     if arena_alloc_committed(self.c, nbytes, align, &b):
@@ -1978,7 +1981,7 @@ cdef struct DLPackVersion:
     uint32_t major, minor
 
 cdef struct DLDevice:
-    int32_t device_type  # an enum there
+    int32_t device_type  # dlpack.h has an enum here
     int32_t device_id
 
 cdef struct DLDataType:
@@ -2028,8 +2031,8 @@ cdef void dlpack_return_with_gil(Lent *lent) noexcept with gil:
     dlpack_return(lent)
 
 
-# Called on any thread, with the GIL or without. Once there is no interpreter (any more) to attach to, the block is left
-# to the end of the process: whoever asks a finalizing interpreter for the GIL never comes back.
+# A consumer calls this on any thread, with the GIL or without. Once there is no interpreter to attach to, the block is
+# left to the end of the process: whoever asks a finalizing interpreter for the GIL never comes back.
 cdef void dlpack_return_from_anywhere(void *lent) noexcept nogil:
     if Py_IsInitialized() and not arena_finalizing():
         dlpack_return_with_gil(<Lent *>lent)
@@ -2168,9 +2171,9 @@ cdef struct data_handler:
 
 
 cdef struct handler:
-    data_handler face  # first: NumPy's capsules hold its address
+    data_handler face  # it comes first, for NumPy's capsules hold its address
     malloc_adapter memory
-    bint warned  # that the arena is closed
+    bint warned  # the warning that the arena is closed has been given
     PyObject *owner  # the Arena: it lives as long as the capsule, which every array that was allocated by it holds
 
 
@@ -2258,7 +2261,7 @@ def numpy_handler(Arena arena not None, bint overflow):
         )
     h = <handler *>calloc(1, sizeof(handler))
     if h == NULL:
-        raise MemoryError
+        raise MemoryError("malloc has no memory for a handler of NumPy's")
     strcpy(h.face.name, "arena")
     h.face.version = 1
     h.face.ctx = &h.memory
@@ -2318,7 +2321,7 @@ def arena_at(uintptr_t address):
 
 
 # --- arrays on blocks -------------------------------------------------------------------------------------------------
-# By NumPy's table of functions, as above: what of its C interface this needs is the same in NumPy 1 and 2.
+# NumPy's table of functions makes them, as above: what this needs of its C interface is the same in NumPy 1 and 2.
 
 cdef enum:
     ARRAY_TYPE = 2  # PyArray_Type, PyArray_NewFromDescr, PyArray_DescrConverter, PyArray_SetBaseObject
@@ -2454,7 +2457,7 @@ def _probe():
             "thp_shared": huge_pages_allowed(2 << 20, True) > 0}
 
 
-# For _realtime.pyx, which links none of the core.
+# These are for _realtime.pyx, which links none of the core.
 
 cdef const uint32_t *fork_generation_at() noexcept nogil:
     return &fork_generation
@@ -2508,7 +2511,7 @@ api.find = arena_find
 _C_API = PyCapsule_New(&api, "arena._core._C_API", NULL)
 
 
-# The cgroups of this process, for arena.doctor, as csrc/memory/machine.c finds them for commits.
+# arena.doctor gets the cgroups of this process as csrc/memory/machine.c finds them for commits.
 
 cdef c_bool add_cgroup(void *to, const char *path, c_bool v1) noexcept with gil:
     try:

@@ -1,6 +1,6 @@
 # cython: language_level=3, freethreading_compatible=True, embedsignature=False, auto_pickle=False, autotestdict=False
 # cython: binding=False, always_allow_keywords=False
-# Methods as METH_NOARGS and METH_O, which the interpreter just calls: take() and put() are little more than that.
+# So methods are METH_NOARGS and METH_O, which the interpreter just calls: take() and put() are little more than that.
 """What arena.realtime is made of that has to be fast, or in C: Pool, Ring, the guards against page faults, and the
 stack's and malloc's memory."""
 
@@ -37,7 +37,7 @@ cdef extern from "memory/users.h" nogil:
     bint users_closed(const uint64_t *)
 
 
-# How many forks made this process.
+# This points to the number of forks that made this process.
 cdef const uint32_t *fork_generation = fork_generation_at()
 
 
@@ -66,7 +66,7 @@ cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t align, size_t nbytes)
 
 
-# What a Pool and its blocks share. They refer to it and it to neither, so there is no cycle for the garbage collector.
+# A Pool and its blocks share this. They refer to it and it to neither, so there is no cycle for the garbage collector.
 @cython.final
 @cython.no_gc
 cdef class _Memory:
@@ -108,7 +108,7 @@ cdef class _Memory:
     cdef int adopt(self) except -1:
         """In the child of a fork: make the pool the child's own; RuntimeError where its memory is not."""
         try:
-            self.arena.alloc(1, grow=False)  # which says so
+            self.arena.alloc(1, grow=False)  # this says why
         except MemoryError:
             pass
         pool_adopt(self.c, fork_generation[0])
@@ -270,7 +270,7 @@ cdef class Pool:
     def __cinit__(self, arena, nbytes, count, *, align=64):
         cdef uint32_t i
         self.memory = _Memory(arena, nbytes, count, align)
-        # No comprehension: where the list cannot grow, Cython 3.3.1's gives a reference back twice.
+        # A comprehension would crash: where the list cannot grow, Cython 3.3.1's gives a reference back twice.
         blocks = []
         for i in range(self.memory.c.count):
             blocks.append(PoolBlock(self.memory, i))
@@ -460,8 +460,8 @@ cdef extern from "Python.h":
     Py_ssize_t PyNumber_AsSsize_t(object, void *) except? -1
 
 
-# Bytes from which on others may run while they are copied: some 50 µs, of which giving the GIL away and getting it back
-# is little.
+# From so many bytes on the GIL is given away while they are copied: that takes some 50 µs, of which giving it away and
+# getting it back is little.
 cdef uint64_t MANY = 1 << 20
 
 
@@ -474,7 +474,7 @@ cdef void copy(char *to, const char *start, uint64_t nbytes) noexcept:
 
 
 cdef uint64_t amount_of(nbytes) except? 0:
-    cdef Py_ssize_t n = PyNumber_AsSsize_t(nbytes, NULL)  # the nearest, of what is too large
+    cdef Py_ssize_t n = PyNumber_AsSsize_t(nbytes, NULL)  # what is too large becomes the nearest that is not
     if n < 0:
         raise ValueError(f"nbytes must not be negative, but is {n}")
     return n
@@ -570,7 +570,7 @@ cdef class Ring:
         cdef int rc
         cdef list caught = []
         cdef arena_progress progress = NULL
-        if _threading.get_ident() == _threading.main_thread().ident:  # others are not given signals by Python
+        if _threading.get_ident() == _threading.main_thread().ident:  # Python gives signals to no other thread
             progress = signals
         with nogil:
             rc = ring_memory(n, locked, called, progress, <void *>caught, &self.m, &e)
@@ -585,7 +585,7 @@ cdef class Ring:
         with nogil:  # to unmap gigabytes takes long
             ring_memory_destroy(&self.m)
 
-    # What is mapped stays so between the two, whoever calls close() meanwhile. The answer is for leave().
+    # What is mapped stays so from here to leave(), which is given the answer, whoever calls close() meanwhile.
 
     cdef inline uint32_t enter(self) except? 0xffffffff:
         cdef uint32_t forks = fork_generation[0]
@@ -1003,7 +1003,7 @@ cdef class count_page_faults:
     """
     cdef uint64_t owner
     cdef int64_t _minor, _major
-    cdef count_page_faults total  # what is counted here is also there, afterwards
+    cdef count_page_faults total  # afterwards what is counted here is counted there as well
     cdef bint watch
 
     def __cinit__(self):
@@ -1057,7 +1057,7 @@ cdef class count_page_faults:
         return fresh
 
 
-# By the tag of their block: who records its lines, or why nobody does.
+# This tells by the tag of a block who records its lines, or why nobody does.
 cdef dict recorders = {}
 
 

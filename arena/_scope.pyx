@@ -57,7 +57,7 @@ cdef class Scope:
 
     def do(self, undo, function, *args):
         """Call ``function(*args)`` now and ``undo()`` at the end, unless the function raises."""
-        self.steps.append(undo)  # before, for it may want memory
+        self.steps.append(undo)  # this comes before the step itself, for it may want memory
         try:
             return function(*args)
         except BaseException:
@@ -135,7 +135,7 @@ cdef void strayed(PyObject *capsule) noexcept:
     cdef PyObject *value = NULL
     cdef PyObject *traceback = NULL
     cdef Scope scope
-    # Python unwinds the values of a frame with the exception set. That of a caller who never got it among them.
+    # Python drops the values of a frame with the exception set, and among them this one, which the caller never got.
     cdef bint unwinding = PyErr_Occurred() != NULL
     PyErr_Fetch(&kind, &value, &traceback)
     scope = <Scope>PyCapsule_GetPointer(capsule, NAME)
@@ -162,7 +162,7 @@ cdef class Owner:
         self.scope = Scope() if scope is None else scope
         Py_INCREF(self.scope)
         try:
-            # The capsule's destructor sees the exception that is set. A __dealloc__ or __del__ would not.
+            # The capsule's destructor sees the exception that is set, which a __dealloc__ or __del__ would not.
             self.stray = PyCapsule_New(<void *>self.scope, NAME, strayed)
         except BaseException:
             Py_DECREF(self.scope)
@@ -351,14 +351,14 @@ cdef class SwapBack:
         self.is_last = i == n - 1
         if self.is_last:
             self.rest = entries[:i]
-        else:  # whoever came next finds at its end what was there before this one
+        else:  # the scope that came next finds at its end what was there before this one
             self.rest = (*entries[:i], (entries[i + 1][0], self.before), *entries[i + 2:])
         return True
 
     def __call__(self):
         if not self.swapped:
             return
-        if self.token is None:  # it was swapped, and not noted any more
+        if self.token is None:  # the handler was swapped, and that was not noted any more
             self.swap(self.before)
             self.swapped = False
             return
@@ -368,9 +368,9 @@ cdef class SwapBack:
             try:
                 self.variable.reset(self.token)
             except ValueError:
-                return  # it is of another context
+                return  # the token is of another context
             except RuntimeError:
-                pass  # used already: it was this context's, and there was no memory for the rest of that call
+                pass  # the token was used already: there was no memory for the rest of that call
             self.left = True
         self.variable.set(self.rest)
         if self.is_last:
@@ -387,7 +387,7 @@ def swap_in_context(Scope scope, variable, swap, value):
     """
     cdef SwapBack undo = SwapBack(scope, variable, swap)
     entries = variable.get(())
-    scope.steps.append(undo)  # before, for it may want memory
+    scope.steps.append(undo)  # this comes before the step itself, for it may want memory
     try:
         before = swap(value)
     except BaseException:
@@ -430,7 +430,7 @@ def create(Scope files, Scope new, path, int flags):
     try:
         new.at_end(_partial(remove, path, _os.fstat(fd)))
     except BaseException:
-        _os.unlink(path)  # made this very moment
+        _os.unlink(path)  # the file was made this very moment
         raise
     return fd
 

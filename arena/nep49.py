@@ -75,6 +75,8 @@ class allocations(Owner, contextlib.ContextDecorator):
         When it is entered: the arena is closed, or `overflow` or `arena` is nonsense.
     ImportError
         When it is entered: there is no NumPy, or one before 1.22.
+    MemoryError
+        When it is entered: malloc has no memory for the handler. In the block: the arena has none for an array.
 
     Examples
     --------
@@ -118,6 +120,8 @@ def install(arena: Arena, *, overflow: _Overflow = "raise") -> None:
         The arena is closed, or the arguments make no sense.
     ImportError
         There is no NumPy, or one before 1.22.
+    MemoryError
+        malloc has no memory for the handler.
 
     Examples
     --------

@@ -138,7 +138,14 @@ int os_reopen(int fd, int *out) {
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     *out = open(path, O_RDWR | O_CLOEXEC);
-    return *out < 0 ? -errno : 0;
+    if (*out < 0) return -errno;
+    /* /proc may be mounted over. Another file's locks would keep nobody out, and its holes are not this one's. */
+    struct stat wanted, found;
+    if (fstat(fd, &wanted) == 0 && fstat(*out, &found) == 0 && wanted.st_dev == found.st_dev &&
+        wanted.st_ino == found.st_ino)
+        return 0;
+    close(*out);
+    return -ESTALE;
 }
 
 int os_reopen_over(int fd, int other) {

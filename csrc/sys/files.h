@@ -38,7 +38,8 @@ int os_link(int fd, const char *temporary, const char *path);
  * directory, and `write` is asked for; *directory tells whether it is one in any case. */
 int os_open_file(const char *path, bool write, bool create, int *fd, bool *directory);
 int os_dup(int fd, int *out);
-/* Opens a second open file description of the same file, for locks of its own. Without /proc: -ENOENT. */
+/* Opens a second open file description of the same file, for locks of its own. Without /proc: -ENOENT. -ESTALE: what can be
+ * opened is not the same file. */
 int os_reopen(int fd, int *out);
 /* Puts such a description in the place of another, under the number of that: with the other its locks go, whatever the kernel
  * lacks. */

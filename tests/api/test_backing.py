@@ -17,7 +17,7 @@ import machine
 import pytest
 from conftest import SUPPORT, in_child
 from machine import HUGE, MIB
-from measure import descriptor_behind, faults_at, faults_writing, rss
+from measure import allocated, descriptor_behind, faults_at, faults_writing, rss
 
 from arena import Arena, CommitError, Reservation, ReserveError
 
@@ -69,7 +69,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, A
 def in_file(r: Reservation) -> int:
     """Bytes that its file takes; 0 where there is none. Not by fileno(), after which others may know the file."""
     fd = descriptor_behind(r.address)
-    return 0 if fd is None or r.backing == "anonymous" else os.fstat(fd).st_blocks * 512
+    return 0 if fd is None or r.backing == "anonymous" else allocated(fd)
 
 
 def test_committed_memory_is_there_and_released_memory_is_gone(kind: dict[str, Any]) -> None:
@@ -256,7 +256,7 @@ def test_a_file_is_made_where_there_is_none_and_kept(tmp_path: Path) -> None:
     with Reservation("8MiB", path=path, shared=True) as r:
         assert r.backing in ("file", "tmpfs")
         assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.stat().st_size == 8 * MIB
-        assert path.stat().st_blocks == 0
+        assert allocated(path) == 0
         r.commit("1MiB", offset="1MiB")
         r.view("1MiB", offset="1MiB")[:5] = b"hello"
     content = path.read_bytes()
@@ -348,11 +348,11 @@ def test_a_file_of_somebody_else_is_punched_only_on_demand(tmp_path: Path) -> No
         assert r.release("4MiB") == 0  # what the machine gets: its pages are the file's
         assert r.committed == r.residency().present == 0 and path.read_bytes() == data
         r.commit("4MiB")
-        before = path.stat().st_blocks
+        before = allocated(path)
         # All of the range goes, committed or not.
         assert r.release("4MiB", offset="2MiB", discard=True) == 2 * MIB
         assert path.read_bytes() == data[: 2 * MIB] + bytes(4 * MIB) + data[6 * MIB :]
-        assert (before - path.stat().st_blocks) * 512 == 4 * MIB
+        assert before - allocated(path) == 4 * MIB
     with path.open("r+b") as file, Reservation("8MiB", fd=file, shared=True) as r:
         file.seek(5)
         r.commit()
@@ -471,10 +471,10 @@ def test_a_peers_data_survives_our_rollback(tmp_path: Path) -> None:
         peer = Reservation("64MiB", path=path, shared=True)
         peer.commit("1MiB", offset="5MiB")
         peer.view("1MiB", offset="5MiB")[:] = b"p" * MIB
-        before = path.stat().st_blocks
+        before = allocated(path)
         with pytest.raises(CommitError):
             ours.commit("32MiB")
-        assert path.stat().st_blocks == before
+        assert allocated(path) == before
         assert bytes(peer.view("1MiB", offset="5MiB")) == b"p" * MIB
         assert ours.committed == ours.residency().present == 2 * MIB
         ours.commit("6MiB")
@@ -484,7 +484,7 @@ def test_a_peers_data_survives_our_rollback(tmp_path: Path) -> None:
         assert bytes(ours.view("1MiB", offset="5MiB")) == b"p" * MIB
         ours.view("1MiB", offset="5MiB").release()
         ours.release()
-        assert path.stat().st_blocks == 0
+        assert allocated(path) == 0
 
 
 def test_peers_in_the_same_range_wait_for_each_other(tmp_path: Path) -> None:
@@ -540,7 +540,7 @@ def test_a_waiting_peer_hears_signals(tmp_path: Path) -> None:
         assert time.monotonic() - start < 5
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert ours.committed == 0 and path.stat().st_blocks == 0
+    assert ours.committed == 0 and allocated(path) == 0
     os.close(fd)
     assert ours.commit() == 64 * MIB
 

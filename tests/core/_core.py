@@ -172,6 +172,7 @@ void retention_end(struct retention *r);
 uint64_t index_committed(arena *a);
 const struct os_features *os_features(void);
 int os_residency(const struct os_features *f, const void *addr, size_t bytes, struct os_residency *out);
+int os_reopen(int fd, int *out);
 """
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import machine
 import pytest
 from conftest import in_child
 from core import _core
@@ -508,3 +509,19 @@ def test_a_lock_of_a_thread_that_is_no_more_is_no_spin() -> None:
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGABRT
+
+
+def test_a_file_that_is_opened_once_more_is_the_same_file(tmp_path: Path) -> None:
+    again = ffi.new("int *")
+    with (tmp_path / "file").open("w+b") as file:
+        must(library().os_reopen(file.fileno(), again))
+        assert os.path.sameopenfile(again[0], file.fileno())
+        os.close(again[0])
+        # Whoever mounts something there makes /proc lie.
+        with machine.mounted("tmpfs", "arena-test", Path(f"/proc/{os.getpid()}/fd"), "size=1M") as lies:
+            (lies / str(file.fileno())).write_bytes(b"another")
+            lowest = os.dup(file.fileno())
+            refused(errno.ESTALE, lambda: must(library().os_reopen(file.fileno(), again)))
+            os.close(lowest)
+            assert os.dup(file.fileno()) == lowest  # nothing stays open
+            os.close(lowest)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from conftest import SUPPORT, in_child, run_child
@@ -45,8 +45,16 @@ def caught(guard, work, *args):
     except PageFaultError as error:
         return error
     raise AssertionError("no fault")
+
+def quietest(attempt):  # see below
+    return min([attempt() for _ in range(6)][::-1], key=lambda found: found[1].minor)
+
+def refused(guard, pages):
+    m = fresh(pages)
+    return m, caught(guard, ctypes.memset, address(m), 1, len(m))
 """
 
+T = TypeVar("T")
 GUARDS: list[Any] = [True, False, "lines"]
 
 
@@ -79,14 +87,23 @@ def fault(pages: int) -> int:
     return at
 
 
+def quietest(attempt: Callable[[], tuple[T, PageFaultError]]) -> tuple[T, PageFaultError]:
+    """The last attempt with the fewest faults: pages of the interpreter's own fault in the first, while what records
+    them is made ready, and one of them now and then."""
+    return min([attempt() for _ in range(6)][::-1], key=lambda found: found[1].minor)
+
+
 def faults_refused(guard: no_page_faults, pages: int) -> tuple[int, PageFaultError]:
     """Writes to so many new pages under the guard; where they were, and what it said."""
-    for _ in range(3):
+
+    def attempt() -> tuple[int, PageFaultError]:
         m = fresh(pages)
         at, nbytes = address(m), pages * PAGE
         with pytest.raises(PageFaultError) as caught, guard:
             ctypes.memset(at, 1, nbytes)
-    return at, caught.value
+        return at, caught.value
+
+    return quietest(attempt)
 
 
 @pytest.fixture(autouse=True)
@@ -116,15 +133,18 @@ def run(child: Callable[..., str]) -> Callable[..., str]:
 def test_what_is_counted_is_this_threads_faults() -> None:
     count = count_page_faults()
     assert (count.minor, count.major) == (0, 0)
-    for pages in (1, 1, 1, 7, 64):
-        m = fresh(pages)
-        at, nbytes = address(m), pages * PAGE
-        with count as same:
-            ctypes.memset(at, 1, nbytes)
-            inside = count.minor
-            ctypes.memset(at, 1, nbytes)
-    assert same is count
-    assert (inside, count.minor, count.major) == (64, 64, 0)
+    for pages in (1, 7, 64):
+        counts = []
+        for _ in range(6):  # a page of the interpreter's own faults in one or another
+            m = fresh(pages)
+            at, nbytes = address(m), pages * PAGE
+            with count as same:
+                ctypes.memset(at, 1, nbytes)
+                inside = count.minor
+                ctypes.memset(at, 1, nbytes)
+            counts.append((inside, count.minor, count.major))
+        assert same is count
+        assert min(counts) == (pages, pages, 0)
     with count:
         pass
     assert (count.minor, count.major) == (0, 0)
@@ -132,7 +152,8 @@ def test_what_is_counted_is_this_threads_faults() -> None:
 
 def test_blocks_within_each_other_of_one_object_or_of_several() -> None:
     outer, inner = count_page_faults(), count_page_faults()
-    for _ in range(3):
+    counts = []
+    for _ in range(6):
         a, b, c = (address(fresh_kept(n)) for n in (2, 3, 4))
         with outer:
             ctypes.memset(a, 1, 2 * PAGE)
@@ -143,7 +164,8 @@ def test_blocks_within_each_other_of_one_object_or_of_several() -> None:
                 innermost = inner.minor
             assert inner.minor >= 7
         assert innermost >= 3
-    assert (inner.minor, outer.minor) == (7, 9)
+        counts.append((inner.minor, outer.minor))
+    assert min(counts) == (7, 9)
 
 
 kept: list[mmap.mmap] = []
@@ -201,23 +223,29 @@ def test_the_name_of_what_is_mapped_and_the_call_that_faulted_inside_the_kernel(
 
 
 def test_an_outer_block_has_the_addresses_of_the_inner_ones(perf: None) -> None:
-    for _ in range(3):
+    def attempt() -> tuple[list[int], PageFaultError]:
         a, b = address(fresh_kept(1)), address(fresh_kept(1))
         with pytest.raises(PageFaultError) as outer, no_page_faults():  # noqa: PT012
             ctypes.memset(a, 1, 1)
             with no_page_faults(allow_minor=99):
                 ctypes.memset(b, 1, 1)
-    assert [f.address for f in outer.value.where] == [a, b]
+        return [a, b], outer.value
+
+    addresses, error = quietest(attempt)
+    assert [f.address for f in error.where] == addresses
 
 
 def test_populated_inside_a_call_is_counted_and_has_no_address(perf: None) -> None:
-    for _ in range(3):
+    def attempt() -> tuple[None, PageFaultError]:
         m = fresh(4)
         with pytest.raises(PageFaultError) as caught, no_page_faults():
             m.madvise(23)  # MADV_POPULATE_WRITE
-    assert caught.value.minor == 4
-    assert caught.value.where == []
-    assert "inside system calls" in str(caught.value)
+        return None, caught.value
+
+    _, error = quietest(attempt)
+    assert error.minor == 4
+    assert error.where == []
+    assert "inside system calls" in str(error)
 
 
 def test_what_an_arena_has_committed_does_not_fault() -> None:
@@ -233,12 +261,14 @@ def test_what_an_arena_has_committed_does_not_fault() -> None:
 
 def test_so_many_minor_ones_may_be_allowed() -> None:
     faults_refused(no_page_faults(allow_minor=4), 5)
-    for _ in range(3):
+    counts = []
+    for _ in range(6):
         at = address(fresh_kept(5))
         count = no_page_faults(allow_minor=50)
         with count:
             ctypes.memset(at, 1, 5 * PAGE)
-    assert count.minor == 5 and count.allow_minor == 50
+        counts.append(count.minor)
+    assert min(counts) == 5 and count.allow_minor == 50
 
 
 def test_a_major_one_never_is(tmp_path: Path) -> None:
@@ -350,9 +380,11 @@ def test_functions_are_decorated_and_may_be_recursive() -> None:
             write(at + PAGE, deeper - 1)
         return "written"
 
-    for _ in range(3):
+    counts = []
+    for _ in range(6):
         assert write(address(fresh_kept(4)), 3) == "written"
-    assert count.minor == 4
+        counts.append(count.minor)
+    assert min(counts) == 4
     assert (write.__name__, write.__doc__) == ("write", "Its own words.")
     with pytest.raises(PageFaultError):
         no_page_faults()(lambda: fault(1))()
@@ -539,28 +571,32 @@ FIRST = two_lines.__code__.co_firstlineno
 
 def test_the_line_of_python_of_each(perf: None) -> None:
     guard = no_page_faults(where="lines")
-    for _ in range(3):
+
+    def attempt() -> tuple[int, PageFaultError]:
         at = address(fresh_kept(2))
         with pytest.raises(PageFaultError) as caught, guard:
             two_lines(at)
-    assert [(f.address, f.file, f.line) for f in caught.value.where] == [
+        return at, caught.value
+
+    at, error = quietest(attempt)
+    assert [(f.address, f.file, f.line) for f in error.where] == [
         (at, __file__, FIRST + 1),
         (at + PAGE, __file__, FIRST + 4),
     ]
-    assert f"{__file__}:{FIRST + 1}" in str(caught.value)
+    assert f"{__file__}:{FIRST + 1}" in str(error)
 
 
 def test_lines_in_a_thread_and_not_twice_at_once(perf: None) -> None:
     errors: list[PageFaultError] = []
 
+    def attempt() -> tuple[None, PageFaultError]:
+        at = address(fresh_kept(2))
+        with pytest.raises(PageFaultError) as caught, no_page_faults(where="lines"):
+            two_lines(at)
+        return None, caught.value
+
     def work() -> None:
-        for _ in range(3):
-            at = address(fresh_kept(2))
-            try:
-                with no_page_faults(where="lines"):
-                    two_lines(at)
-            except PageFaultError as error:
-                errors.append(error)
+        errors.append(quietest(attempt)[1])
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -598,9 +634,7 @@ def test_without_perf_events_it_counts_and_says_why_there_is_no_more(run: Callab
         answer({err}, "perf_event_open")
         for where in (True, "lines"):
             guard = no_page_faults(where=where)
-            for _ in range(3):
-                m = fresh(3)
-                e = caught(guard, ctypes.memset, address(m), 1, len(m))
+            _, e = quietest(lambda: refused(guard, 3))
             assert (e.minor, e.where) == (3, []), (e, e.where)
             print(e)
         """
@@ -617,14 +651,15 @@ def test_without_the_right_to_watch_the_kernel_it_watches_this_program(run: Call
     run(
         """
         drop_capabilities(21, 38, 14)  # SYS_ADMIN, PERFMON, IPC_LOCK
-        for _ in range(3):
+        zero = os.open("/dev/zero", os.O_RDONLY)
+        def attempt():
             m = fresh(3)
-            zero = os.open("/dev/zero", os.O_RDONLY)
             view = memoryview(m)[2 * mmap.PAGESIZE:]
             def work():
                 ctypes.memset(address(m), 1, mmap.PAGESIZE)
                 os.readv(zero, [view])
-            e = caught(no_page_faults(), work)
+            return m, caught(no_page_faults(), work)
+        m, e = quietest(attempt)
         assert e.minor == 2 or e.minor == 3, e
         assert [f.address for f in e.where] == [address(m)], e.where
         """

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from machine import free_huge_pages
-from measure import descriptor_behind, faults_writing, resident, rss
+from measure import allocated, descriptor_behind, faults_writing, resident, rss
 
 from arena import CommitError, Reservation
 
@@ -35,7 +35,7 @@ def facts(r: Reservation) -> Facts:
     # Not r.fileno(): whoever has asked for that may have written to it, and a rollback has to reckon with him.
     fd = descriptor_behind(r.address)
     if fd is not None:
-        blocks = os.fstat(fd).st_blocks * 512
+        blocks = allocated(fd)
         there = os.fstatvfs(fd)
         # A disk that others use as well says nothing, and a memfd's file system has no size.
         if 0 < there.f_blocks * there.f_frsize < 1 << 30:
