@@ -996,9 +996,10 @@ cdef class Arena:
         Seconds for which memory beyond ``retain`` has to be free before it is released. None: it is released at once.
     headroom
         Bytes that are to stay available to the rest of the program, and of the memory cgroup or machine: a commit that
-        would take them fails. None: 16 MiB and 256 KiB for each thread, but no more than an eighth of the limit; that
-        is what printing a traceback, an import and a log line take. With 0 the next allocation of anybody may be the
-        one that the kernel answers with SIGKILL.
+        would take them fails. None: 16 MiB and 256 KiB for each thread, which is what printing a traceback, an
+        import and a log line take, and what everybody else was seen to take in the last second or so, up to 64 MiB;
+        but in all no more than an eighth of the limit. With 0 the next allocation of anybody may be the one that the
+        kernel answers with SIGKILL.
     path, fd, shared, backing, pages, lock, node, fork, dump, name
         As for :class:`Reservation`. With fork="share" the child of a fork uses and frees the blocks there are, and the
         parent alone makes new ones. Blocks in a file that was there before hold what the file does.

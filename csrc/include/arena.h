@@ -63,8 +63,9 @@ struct reservation_config {
     enum arena_fork fork;
     bool dump; /* in core dumps */
     bool lock; /* what is committed is mlocked, and unlocked when it is released; hugetlb pages need none */
-    /* Bytes to leave to the rest of the program, and of the machine or cgroup. Unless headroom_given: 16 MiB and 256 KiB for
-     * each thread, but no more than an eighth of the limit. */
+    /* Bytes to leave to the rest of the program, and of the machine or cgroup. Unless headroom_given: 16 MiB, 256 KiB for
+     * each thread, and what others were seen to take in the last second or so (up to 64 MiB), but no more than an eighth of
+     * the limit. */
     uint64_t headroom;
     bool headroom_given;
     const char *name; /* for /proc/self/maps; may be NULL */

@@ -16,6 +16,8 @@
 #define TABLES 128u               /* for so many bytes one of page tables and of a file's index, and some to spare */
 #define HEADROOM ((uint64_t)16 << 20) /* by default: what a traceback, an import and a log line take */
 #define HEADROOM_THREAD ((uint64_t)256 << 10)
+#define HEADROOM_GROWTH \
+    ((uint64_t)64 << 20) /* no more for what others take: who has just loaded gigabytes may be done */
 #define ASK_NS 10000000u
 #define POLL_US 200u
 #define LOCK_WAIT_NS 2000000000u     /* for another process that holds the lock, and has stopped perhaps */
@@ -23,6 +25,7 @@
 #define TURN_WAIT_NS 10000000000u
 #define IN_FLIGHT_WAIT_NS 1000000000u
 #define POLITE_NS 1000000000u
+#define GROWTH_NS 1000000000u
 #define NODES 64
 #define NOTHING INT64_MIN
 
@@ -37,6 +40,7 @@ static struct {
     struct account account[1 + NODES]; /* [0] memory of any node */
     uint32_t used;                     /* atomic: accounts beyond the first that were ever used */
     uint64_t in_flight, promised;      /* atomic */
+    uint64_t granted;                  /* atomic: in all */
     uint32_t turn;                     /* atomic: 1: some thread has it */
     uint64_t unlocked_until, polite_until; /* atomic: see above; others wait for the lock */
     bool oom_killer_off;               /* atomic */
@@ -44,12 +48,20 @@ static struct {
 } state = {.account = {{.left = NOTHING}}};
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
+/* What others take, this program's own next steps among them: what was available fell by more than was granted here. It is
+ * measured from look to look, under the gate. */
+static struct {
+    uint64_t at, available, granted, in_flight; /* as the last look had it; at: 0, none */
+    uint64_t growth; /* atomic: bytes in the last second or so */
+} others;
+
 /* Threads that had something in flight, or the turn, are not in the child of a fork. */
 static void child(void) {
     for (int i = 0; i <= NODES; i++) state.account[i].left = NOTHING;
     state.in_flight = state.promised = 0;
     state.turn = 0;
     state.ready = false;
+    others.at = others.growth = 0;
 }
 
 static void install(void) {
@@ -62,6 +74,12 @@ static void store(uint64_t *at, uint64_t value) { __atomic_store_n(at, value, __
 static uint64_t less(uint64_t a, uint64_t b) { return a > b ? a - b : 0; }
 static uint64_t with_tables(uint64_t bytes) {
     return bytes > UINT64_MAX - bytes / TABLES ? UINT64_MAX : bytes + bytes / TABLES;
+}
+
+/* To be granted now, or not: then it is taken back. */
+static void grant(uint64_t bytes) {
+    (void)__atomic_add_fetch(&state.granted, bytes, __ATOMIC_SEQ_CST);
+    (void)__atomic_add_fetch(&state.in_flight, bytes, __ATOMIC_SEQ_CST);
 }
 
 /* Not below 0: in the child of a fork that was made in a progress call the account began anew. */
@@ -84,21 +102,43 @@ static uint64_t keep_of(const struct preflight *p, uint64_t by_default) {
 }
 
 static uint64_t default_keep(uint64_t limit) {
-    uint64_t bytes = HEADROOM + HEADROOM_THREAD * os_threads();
+    uint64_t growth = load(&others.growth);
+    uint64_t bytes = HEADROOM + HEADROOM_THREAD * os_threads() + (growth < HEADROOM_GROWTH ? growth : HEADROOM_GROWTH);
     return SLACK + (bytes < limit / 8 ? bytes : limit / 8);
 }
 
 /* --- looking ------------------------------------------------------------------------------------------------------ */
+
+/* Under the gate. The bytes of a second count whole, and those before it for half of that each second. */
+static void measure_others(uint64_t available, uint64_t in_flight, uint64_t granted) {
+    uint64_t now = os_now_ns(), ns = now - others.at, growth = load(&others.growth);
+    uint64_t ours = granted - others.granted + others.in_flight;
+    uint64_t taken = available == UINT64_MAX ? 0 : less(less(others.available, available), ours);
+    if (others.at == 0)
+        growth = 0;
+    else if (ns > GROWTH_NS)
+        growth = (uint64_t)((double)taken * GROWTH_NS / (double)ns);
+    else
+        growth = growth - (uint64_t)((double)growth / 2 * (double)ns / GROWTH_NS) + taken;
+    store(&others.growth, growth);
+    others.at = now;
+    others.available = available;
+    others.granted = granted;
+    others.in_flight = in_flight;
+}
 
 /* Under the gate (machine_enter): from now on nothing is granted without a look, so what is in flight is known; *in_flight.
  * That is read before the kernel's figures: what ends in between is counted twice, and never not at all. */
 static int look(const struct preflight *p, uint64_t near, struct machine_look *seen, uint64_t *in_flight) {
     for (uint32_t i = 0; i <= __atomic_load_n(&state.used, __ATOMIC_RELAXED); i++)
         (void)__atomic_exchange_n(&state.account[i].left, NOTHING, __ATOMIC_SEQ_CST);
+    uint64_t granted = load(&state.granted);
     *in_flight = load(&state.in_flight);
     int rc = machine_look(p->node, near, seen);
-    if (rc == 0) __atomic_store_n(&state.oom_killer_off, seen->oom_killer_off, __ATOMIC_RELAXED);
-    return rc;
+    if (rc) return rc;
+    __atomic_store_n(&state.oom_killer_off, seen->oom_killer_off, __ATOMIC_RELAXED);
+    if (p->node < 0) measure_others(seen->available, *in_flight, granted);
+    return 0;
 }
 
 static void report(struct preflight_report *out, const struct machine_look *seen, uint64_t keep) {
@@ -212,7 +252,7 @@ static enum verdict judge(const struct preflight *p, struct preflight_grant *g, 
     }
     if (!enough) return WAIT;
     *rc = 0;
-    (void)__atomic_add_fetch(&state.in_flight, g->bytes, __ATOMIC_SEQ_CST);
+    grant(g->bytes);
     if (!is_near) open_account(account_of(p), &seen, in_flight + g->bytes, usual);
     return GRANTED;
 }
@@ -272,9 +312,10 @@ static int take_turn(struct preflight_grant *g, struct waiting *w, bool *alone) 
 int preflight_begin(const struct preflight *p, uint64_t bytes, preflight_ask ask, void *arg,
                     struct preflight_grant *g) {
     *g = (struct preflight_grant){.bytes = with_tables(bytes), .lockable = -1};
-    (void)__atomic_add_fetch(&state.in_flight, g->bytes, __ATOMIC_SEQ_CST);
+    grant(g->bytes);
     if (take(account_of(p), p, g->bytes)) return 0;
     take_off(&state.in_flight, g->bytes);
+    (void)__atomic_sub_fetch(&state.granted, g->bytes, __ATOMIC_SEQ_CST);
 
     uint64_t now = os_now_ns();
     struct waiting w = {.ask = ask, .arg = arg, .began = now, .asked = now};

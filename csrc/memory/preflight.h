@@ -25,7 +25,9 @@ struct preflight_report {
 
 struct preflight {
     uint64_t headroom; /* bytes that are left to the rest of the program and its neighbours */
-    bool by_default; /* instead of that: 16 MiB and 256 KiB for each thread, but no more than an eighth of the limit */
+    bool
+        by_default; /* instead of that: 16 MiB, 256 KiB for each thread, and what everybody else was seen to take in the last
+                      * second or so (up to 64 MiB), but no more than an eighth of the limit */
     int node; /* of which the memory is to come; -1: any */
 };
 

@@ -64,6 +64,33 @@ def test_headroom_is_left(cgroup: MemoryCgroup) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_more_is_left_where_neighbours_grow(cgroup: MemoryCgroup) -> None:
+    cgroup.limit(512 * MIB)
+    done = run_child(
+        """
+        import subprocess, sys
+        from arena import Arena, CommitError
+        grow = "kept = []\\nwhile input(): kept.append(bytearray(b'x') * (16 << 20)); print(flush=True)"
+        neighbour = subprocess.Popen([sys.executable, "-c", grow], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        a, kept = Arena("4GiB", pages="4K", chunk="64KiB"), []
+        try:
+            while True:
+                kept.append(a.alloc("4MiB"))
+                neighbour.stdin.write(b"more\\n")
+                neighbour.stdin.flush()
+                neighbour.stdout.readline()
+        except CommitError:
+            pass
+        assert len(kept) > 10
+        # Without neighbours 17 to 37 MiB were left, and this were too much.
+        Arena("4GiB", headroom=0, pages="4K").alloc("40MiB")
+        neighbour.kill()
+        """,
+        preexec=cgroup.enter,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 UNDER_CGROUP_V2 = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
