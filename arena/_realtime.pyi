@@ -219,8 +219,8 @@ class Watch:
         """Begin to note faults."""
     def disarm(self) -> None:
         """Note no more faults."""
-    def faults(self) -> list[tuple[int, int]]:
-        """Return (address, instruction) of each fault."""
+    def faults(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return (address, instruction) of each fault: a list of those before the block began, and one of its own."""
 
 def ignore(signal: int, /) -> None:
     """Have a signal ignored from now on, where it would have ended the process. By any thread."""

@@ -951,6 +951,7 @@ cdef class Watch:
         perf_event_open(2) is refused.
     """
     cdef fault_watch *watch
+    cdef uint64_t begin, end  # between these places are the notes of a block; end: 0, it has not ended
 
     def __cinit__(self, int signal):
         cdef int rc = fault_watch_open(signal, &self.watch)
@@ -969,10 +970,12 @@ cdef class Watch:
         fault_watch_disarm(self.watch)
 
     def faults(self):
-        """Return (address, instruction) of each fault."""
+        """Return (address, instruction) of each fault: a list of those before the block began, and one of its own."""
         cdef fault_record records[FAULT_WATCH_RECORDS]
-        return pairs(
-            records, fault_watch_read(self.watch, 0, fault_watch_position(self.watch), records, FAULT_WATCH_RECORDS)
+        cdef uint64_t end = self.end if self.end else fault_watch_position(self.watch)
+        before = pairs(records, fault_watch_read(self.watch, 0, self.begin, records, FAULT_WATCH_RECORDS))
+        return before, pairs(
+            records, fault_watch_read(self.watch, self.begin, end, records, FAULT_WATCH_RECORDS)
         )
 
 
@@ -1062,11 +1065,14 @@ cdef dict recorders = {}
 
 
 cdef stop(tag):
+    cdef Watch watch
     from .realtime import _where
 
     recorder = recorders.pop(tag)
     if isinstance(recorder, str):
         return _where.Recording([], [], recorder)
+    watch = recorder.watch
+    watch.end = fault_watch_position(watch.watch)
     with recorder:
         return recorder.recording()
 
@@ -1125,14 +1131,18 @@ cdef class no_page_faults(count_page_faults):
 
     def __enter__(self):
         cdef uint64_t tag
+        cdef Watch watch
         if self.lines:
-            # What is recorded begins before what is counted does.
             from .realtime import _where
 
             if page_faults_ready():
                 raise MemoryError
             tag = page_faults_owner()
-            recorders[tag] = _where.record(Watch, ignore)
+            recorder = recorders[tag] = _where.record(Watch, ignore)
+            if not isinstance(recorder, str):
+                # What was noted until now is not counted.
+                watch = recorder.watch
+                watch.begin = fault_watch_position(watch.watch)
             if page_faults_open(self.owner, False, tag):
                 stop(tag)
                 raise MemoryError

@@ -55,13 +55,14 @@ class Recorder(Owner):
     def __init__(self, scope: Scope, text: int, watch: Watch) -> None:
         super().__init__(scope)
         self._text = text
-        self._watch = watch
+        self.watch = watch
 
     def recording(self) -> Recording:
         """Stop, and return what was recorded."""
-        self._watch.disarm()
+        self.watch.disarm()
         text = os.pread(self._text, os.fstat(self._text).st_size, 0).decode("utf-8", "replace")
-        return Recording(self._watch.faults(), _innermost(text), "")
+        before, faults = self.watch.faults()
+        return Recording(faults, _innermost(text)[len(before) :], "")
 
 
 def record(watch: Callable[[int], Watch], ignore: Callable[[int], object]) -> Recorder | str:

@@ -40,7 +40,7 @@ def faults_at(address: int, nbytes: int, work: Callable[[], object], rehearse: C
     watch.arm()
     work()
     watch.disarm()
-    found = [at for at, _ in watch.faults()]
+    found = [at for at, _ in watch.faults()[1]]
     here = sum(address <= at < address + nbytes for at in found)
     assert here or len(found) < WATCHED, "so many faults elsewhere that those after them were not noted"
     return here
