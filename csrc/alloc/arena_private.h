@@ -102,10 +102,13 @@ static inline bool arena_is_mapped(const struct arena *a) { return a->state < AR
 /* 0, or why no block is given out. */
 static inline int arena_refuses(const struct arena *a) { return a->state != ARENA_OPEN ? -ESHUTDOWN : a->forked; }
 /* Is a commit or release under way? */
-bool arena_is_busy(struct arena *a);
-/* Is nobody left who could use the memory of a closed arena: no block, no pin, no call under way (which asks at its end)? */
-bool arena_has_no_users(struct arena *a);
-static inline bool arena_is_over(struct arena *a) { return a->state == ARENA_CLOSED && arena_has_no_users(a); }
+static inline bool arena_is_busy(struct arena *a) {
+    return arena_is_mapped(a) && (a->pending || reservation_busy(&a->reservation));
+}
+/* Is it closed, and nobody left who could use its memory: no block, no pin, no call under way (which asks at its end)? */
+static inline bool arena_is_over(struct arena *a) {
+    return a->state == ARENA_CLOSED && !a->index.list.blocks && !a->pins && !arena_is_busy(a);
+}
 /* Drops the lock. Where the arena is over, its memory is unmapped: this is the one place where that happens. It takes long, so
  * a caller who holds the GIL asks arena_free_deferred for `due` instead, and lets go of it. */
 void arena_unlock(struct arena *a);

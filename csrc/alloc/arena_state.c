@@ -1,10 +1,6 @@
-/* What state an arena is in, who is inside of it, and where its memory ends. All of it but arena_unlock is under the lock. */
+/* Who is inside of an arena, and where its memory ends. All of it but arena_unlock is under the lock. */
 #include "alloc/arena_private.h"
 #include "sys/list.h"
-
-bool arena_is_busy(struct arena *a) { return arena_is_mapped(a) && (a->pending || reservation_busy(&a->reservation)); }
-
-bool arena_has_no_users(struct arena *a) { return !a->index.list.blocks && !a->pins && !arena_is_busy(a); }
 
 void arena_unlock(struct arena *a) {
     bool over = arena_is_over(a);

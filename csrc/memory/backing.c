@@ -246,7 +246,7 @@ static bool one_limit(void *arg, const struct machine_hugetlb *limit) {
 }
 
 /* What the backing itself has left, apart from the machine's memory; *where: who says so. */
-static uint64_t room(const struct backing *b, char *where, size_t size) {
+static uint64_t room_left(const struct backing *b, char *where, size_t size) {
     uint64_t least = UINT64_MAX;
     where[0] = 0;
     if (b->kind->pool) {
@@ -283,7 +283,7 @@ static bool is_beyond_file(const struct backing *b, uint64_t end, struct arena_e
 
 /* Does what the backing has left explain it? For an error that may have another cause it has to be less than was wanted. */
 static bool is_full(const struct backing *b, uint64_t less_than, struct arena_error *e) {
-    uint64_t left = room(b, e->where, sizeof e->where);
+    uint64_t left = room_left(b, e->where, sizeof e->where);
     if (left != UINT64_MAX && left < less_than) {
         e->available = left;
         return true;
@@ -318,7 +318,7 @@ int backing_preflight(struct backing *b, uint64_t bytes, struct preflight_report
         os_now_ns() < __atomic_load_n(&b->good_for, __ATOMIC_RELAXED))
         return 0;
     char where[MACHINE_WHERE];
-    uint64_t left = room(b, where, sizeof where);
+    uint64_t left = room_left(b, where, sizeof where);
     uint64_t most = (uint64_t)1 << 40, budget = left < most ? left / 8 : most;
     __atomic_store_n(&b->budget, (int64_t)budget, __ATOMIC_RELAXED);
     __atomic_store_n(&b->good_for, os_now_ns() + BUDGET_NS, __ATOMIC_RELAXED);

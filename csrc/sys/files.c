@@ -205,7 +205,7 @@ static int allocate_undisturbed(int fd, int mode, uint64_t offset, uint64_t byte
 /* Before Linux 6.11 tmpfs gives up at any signal, undoes what it has allocated and answers EINTR: under a timer that is
  * faster than the call, the same call again would never end. So the piece is halved until it is short, and a short one is
  * allocated with all signals blocked, which delays them by a millisecond. */
-static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes) {
+static int allocate_in_pieces(int fd, int mode, uint64_t offset, uint64_t bytes) {
     const uint64_t shortest = OS_HUGE;
     bool disturbed = false;
     for (uint64_t end = offset + bytes, piece = bytes; offset < end;) {
@@ -230,10 +230,10 @@ static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes) {
 int os_allocate(int fd, uint64_t offset, uint64_t bytes) {
     mutex_check_none();
     uint64_t size;
-    int rc = allocate(fd, FALLOC_FL_KEEP_SIZE, offset, bytes);
+    int rc = allocate_in_pieces(fd, FALLOC_FL_KEEP_SIZE, offset, bytes);
     /* NFS knows no KEEP_SIZE; within the file it makes no difference. */
     if (rc == -EOPNOTSUPP && os_file_size(fd, &size) == 0 && offset + bytes <= size)
-        rc = allocate(fd, 0, offset, bytes);
+        rc = allocate_in_pieces(fd, 0, offset, bytes);
     return rc == -ENOSYS ? -EOPNOTSUPP : rc;
 }
 
