@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 
+#include "realtime/prefault.h"
+
 struct span {
     uint64_t owner, tag;
     int64_t minor, major; /* of the thread, when it was opened */
@@ -25,6 +27,8 @@ static _Thread_local struct thread self;
 static pthread_key_t at_end;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int no_key;
+/* In this process; else the end of a block would fault where it is run for the first time. */
+static bool code_is_there; /* atomic */
 
 static void end_of_thread(void *arg) {
     struct thread *t = arg;
@@ -41,6 +45,7 @@ static void in_child(void) {
         t->spans[i].watched = false;
     }
     t->watching = 0;
+    code_is_there = false;
 }
 
 static void first_time(void) {
@@ -81,7 +86,13 @@ static void counters(int64_t *minor, int64_t *major) {
     *major = usage.ru_majflt;
 }
 
-int page_faults_ready(void) { return self.n == self.room ? more_room(&self) : 0; }
+int page_faults_ready(void) {
+    if (!__atomic_load_n(&code_is_there, __ATOMIC_RELAXED)) {
+        prefault_code();
+        __atomic_store_n(&code_is_there, true, __ATOMIC_RELAXED);
+    }
+    return self.n == self.room ? more_room(&self) : 0;
+}
 
 int page_faults_open(uint64_t owner, bool watch, uint64_t tag) {
     struct thread *t = &self;

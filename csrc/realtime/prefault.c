@@ -3,8 +3,10 @@
 
 #include <alloca.h>
 #include <errno.h>
+#include <link.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -13,6 +15,28 @@
 #define SPARE ((size_t)64 << 10)
 /* vm.stack_guard_gap: so near to the mapping below it, the main thread's stack does not grow. */
 #define GUARD_GAP ((size_t)1 << 20)
+
+static int read_if_ours(struct dl_phdr_info *library, size_t size, void *arg) {
+    (void)size;
+    (void)arg;
+    uintptr_t here = (uintptr_t)prefault_code, page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    bool ours = false;
+    for (int i = 0; i < library->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &library->dlpi_phdr[i];
+        ours |= part->p_type == PT_LOAD && here - (library->dlpi_addr + part->p_vaddr) < part->p_memsz;
+    }
+    for (int i = 0; ours && i < library->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &library->dlpi_phdr[i];
+        /* What can be written was, when the library was loaded. */
+        if (part->p_type != PT_LOAD || !(part->p_flags & PF_R) || part->p_flags & PF_W) continue;
+        const volatile char *start = (const char *)library->dlpi_addr + part->p_vaddr;
+        for (uintptr_t at = 0; at < part->p_memsz; at += page) (void)start[at];
+        if (part->p_memsz) (void)start[part->p_memsz - 1];
+    }
+    return ours;
+}
+
+void prefault_code(void) { (void)dl_iterate_phdr(read_if_ours, NULL); }
 
 long prefault_stack_left(void) {
     pthread_attr_t attr;

@@ -1,9 +1,12 @@
-/* prefault.h: the calling thread's stack, and malloc's memory, present before they are used. */
+/* prefault.h: this library's code, the calling thread's stack, and malloc's memory, present before they are used. */
 #ifndef ARENA_PREFAULT_H
 #define ARENA_PREFAULT_H
 
 #include <stdbool.h>
 #include <stddef.h>
+
+/* The code and the constants of the library that this is a part of. In the child of a fork they are not, until they are run. */
+void prefault_code(void);
 
 /* What this thread may still use of its stack, in bytes, with enough left out to handle a signal. -errno. */
 long prefault_stack_left(void);

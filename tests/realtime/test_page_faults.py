@@ -612,6 +612,36 @@ def test_lines_in_a_thread_and_not_twice_at_once(perf: None) -> None:
     assert descriptors() == before
 
 
+def test_the_guards_own_code_does_not_fault(perf: None, run: Callable[..., str]) -> None:
+    run(
+        """
+        from arena import _realtime
+        libc = ctypes.CDLL(None)
+
+        def drop_code():
+            # As nobody has run any of it: where it was loaded by a parent, for one.
+            for line in open("/proc/self/maps"):
+                span, rights, *_, path = line.split(maxsplit=5)
+                if path.strip() == _realtime.__file__ and "x" in rights:
+                    start, end = (int(part, 16) for part in span.split("-"))
+                    assert libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 4) == 0
+
+        def first_block():
+            drop_code()
+            m = fresh(3)
+            error = caught(no_page_faults(), ctypes.memset, address(m), 1, len(m))
+            assert not [fault for fault in error.where if fault.mapping == _realtime.__file__], error
+
+        first_block()
+        pid = os.fork()
+        if pid == 0:
+            first_block()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        """
+    )
+
+
 def test_a_signal_that_comes_late_does_no_harm(perf: None, run: Callable[..., str]) -> None:
     run(
         """
