@@ -50,7 +50,8 @@ def numpy_allocations(steps: Steps) -> None:
                 steps.refused(error)
                 if pool.last_error is None:
                     raise Violation("a MemoryError without a last_error") from None
-    with pool.numpy_allocations(overflow="malloc"):
+    with contextlib.ExitStack() as block:
+        steps.attempt(lambda: block.enter_context(pool.numpy_allocations(overflow="malloc")))
         if np.ones(300_000).sum() != 300_000:
             raise Violation("a wrong sum")
 
