@@ -65,6 +65,9 @@ def lock_memory(current: bool = True, future: bool = True, on_fault: bool = Fals
     Against RLIMIT_MEMLOCK (getrlimit(2)) what is committed counts; only pages of the hugetlb pool count whole when they
     are reserved under `future` without CAP_IPC_LOCK: reserve those before.
 
+    Free-threaded CPython's own allocator, mimalloc, maps 1 GiB at its start, and all of that is present and locked
+    then, but with `on_fault`. Set ``MIMALLOC_ARENA_EAGER_COMMIT=0`` in the environment, and it is what Python uses.
+
     A fork's child inherits no locks (mlockall(2)), and in the parent a fork makes each private page fault at the next
     write: another call without `on_fault`, a nested one too, makes them its own again (but for what arenas have
     committed, see ``fork=``).

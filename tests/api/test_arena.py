@@ -48,10 +48,12 @@ def test_no_fault_while_allocating_in_warmed_memory(child: Callable[..., str]) -
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         gc.disable()
         round_trips(20)
-        commits, before = a.stats().commits, faults()
-        round_trips(200)
-        after = faults()
-        assert after == before, after - before
+        commits, counts = a.stats().commits, []
+        for _ in range(6):  # a page of the interpreter's own faults in one or another
+            before = faults()
+            round_trips(40)
+            counts.append(faults() - before)
+        assert min(counts) == 0, counts
         assert a.stats().commits == commits
         """
     )

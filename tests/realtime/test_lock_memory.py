@@ -261,25 +261,27 @@ def test_what_a_fork_made_copy_on_write_is_our_own_after_another_call(run: Calla
                 os._exit(0)
             os.waitpid(child, 0)
 
-        lenient, strict = no_page_faults(allow_minor=1 << 20), no_page_faults()
-        lock_memory()
-        for _ in range(3):
-            for guard in (*[lenient] * 200, strict):
+        guard = no_page_faults()
+
+        def faults():
+            try:
                 with guard:
                     cycle()
+            except PageFaultError as error:
+                return error.minor
+            return 0
+
+        lock_memory()
+        after_lock = []
+        for _ in range(6):
+            assert min(faults() for _ in range(200)) == 0
             fork()
-            try:
-                with strict:
-                    cycle()
-            except PageFaultError:
-                pass
-            else:
-                raise AssertionError("the fork has made nothing copy-on-write")
+            assert faults(), "the fork has made nothing copy-on-write"
             fork()
             with lock_memory():
                 pass
-            with strict:
-                cycle()
+            after_lock.append(faults())
+        assert min(after_lock) == 0, after_lock
         """
     )
 
@@ -443,7 +445,8 @@ def test_while_others_commit_and_make_and_drop_arenas(run: Callable[..., str]) -
             rounds += 1
         for t in threads: t.join()
         assert not errors, errors
-        assert rounds > 2 and peak < 1 << 30, (rounds, peak)
+        # 64 GiB are reserved; free-threaded CPython has 1 GiB of its own.
+        assert rounds > 2 and peak < 4 << 30, (rounds, peak)
         lock_memory()
         assert a.residency().present == a.stats().committed
         unlock_memory()

@@ -48,9 +48,12 @@ def faults(work, *args):
     with count:
         pass
     work(*args)  # what the first call of all needs is not counted
-    with count:
-        work(*args)
-    return count.minor
+    counts = []
+    for _ in range(3):  # a page of the interpreter's own faults in one or another
+        with count:
+            work(*args)
+        counts.append(count.minor)
+    return min(counts)
 
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) << 12

@@ -26,6 +26,11 @@ def fresh(pages):
     m.madvise(mmap.MADV_NOHUGEPAGE)
     return m
 
+def fault():  # more often than what is allowed to the interpreter's own pages
+    m = fresh(50)
+    for at in range(0, len(m), mmap.PAGESIZE):
+        m[at] = 1
+
 """
 
 Run = Callable[..., pytest.RunResult]
@@ -64,7 +69,7 @@ def test_the_marker_is_registered(run: Run) -> None:
 def test_a_test_that_does_not_fault_passes_and_one_that_does_fails(run: Run) -> None:
     result = run(
         """
-        @pytest.mark.no_page_faults
+        @pytest.mark.no_page_faults(warmup=300)  # until the interpreter's own pages are there
         def test_steady():
             assert sum(range(1000)) == 499500
 
@@ -84,7 +89,7 @@ def test_a_test_that_does_not_fault_passes_and_one_that_does_fails(run: Run) -> 
         """
     )
     result.assert_outcomes(passed=3, failed=1)
-    result.stdout.fnmatch_lines(["3 page faults (3 minor, 0 major) where no minor faults are allowed; *"])
+    result.stdout.fnmatch_lines(["[3-9] page faults ([3-9] minor, 0 major) where no minor faults are allowed; *"])
     assert "arena/" not in result.stdout.str()  # as of a traceback of ours
 
 
@@ -106,7 +111,7 @@ def test_the_lines_of_python(run: Run, pytester: pytest.Pytester) -> None:
         pytest.skip("page faults cannot be sampled here")
     (path,) = pytester.path.glob("test_*.py")
     first = path.read_text().splitlines().index("    m[0] = 1") + 1
-    result.stdout.fnmatch_lines([f"*the first: 0x*, {path}:{first};*", f"  0x*, {path}:{first + 1}"])
+    result.stdout.fnmatch_lines([f"* 0x*, {path}:{first}*", f"  0x*, {path}:{first + 1}"])
     assert "During handling" not in result.stdout.str()
 
 
@@ -121,7 +126,7 @@ def test_how_often_it_is_called(run: Run) -> None:
             yield len(calls)
             calls.append("gone")
 
-        @pytest.mark.no_page_faults
+        @pytest.mark.no_page_faults(allow_minor=20)
         def test_by_itself(made):
             calls.append("called")
 
@@ -145,7 +150,7 @@ def test_what_a_test_raises_is_its_own(run: Run) -> None:
         """
         from arena.realtime import no_page_faults as guard
 
-        pytestmark = pytest.mark.no_page_faults
+        pytestmark = pytest.mark.no_page_faults(allow_minor=20)
 
         def test_assertion():
             x = 1
@@ -174,21 +179,21 @@ def test_what_a_test_raises_is_its_own(run: Run) -> None:
 def test_classes_and_unittest(run: Run) -> None:
     run(
         """
-        @pytest.mark.no_page_faults
+        @pytest.mark.no_page_faults(allow_minor=20)
         class TestBoth:
             def test_steady(self):
                 pass
 
             def test_faulting(self):
-                fresh(1)[0] = 1
+                fault()
 
-        @pytest.mark.no_page_faults
+        @pytest.mark.no_page_faults(allow_minor=20)
         class Case(unittest.TestCase):
             def test_steady(self):
                 self.assertEqual(1, 1)
 
             def test_faulting(self):
-                fresh(1)[0] = 1
+                fault()
         """
     ).assert_outcomes(passed=2, failed=2)
 
@@ -196,7 +201,7 @@ def test_classes_and_unittest(run: Run) -> None:
 def test_coroutines_whatever_runs_them(run: Run) -> None:
     result = run(
         """
-        @pytest.mark.no_page_faults(warmup=20)
+        @pytest.mark.no_page_faults(allow_minor=20)
         async def test_steady():
             await asyncio.sleep(0)
 
@@ -222,11 +227,7 @@ def test_the_fixture(run: Run) -> None:
     result = run(
         """
         def test_steady(no_page_faults):
-            guard = no_page_faults()
-            for _ in range(20):
-                with no_page_faults(allow_minor=1000):
-                    pass
-            with guard:
+            with no_page_faults(allow_minor=20):
                 pass
 
         def test_faulting(no_page_faults):
