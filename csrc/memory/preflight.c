@@ -112,7 +112,8 @@ static uint64_t default_keep(uint64_t limit) {
 /* Under the gate. The bytes of a second count whole, and those before it for half of that each second. */
 static void measure_others(uint64_t available, uint64_t in_flight, uint64_t granted) {
     uint64_t now = os_now_ns(), ns = now - others.at, growth = load(&others.growth);
-    uint64_t ours = granted - others.granted + others.in_flight;
+    /* What was to be granted then, and was not, may have been taken back. */
+    uint64_t ours = less(granted + others.in_flight, others.granted);
     uint64_t taken = available == UINT64_MAX ? 0 : less(less(others.available, available), ours);
     if (others.at == 0)
         growth = 0;

@@ -6,7 +6,6 @@
 #include <link.h>
 #include <malloc.h>
 #include <pthread.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -16,27 +15,23 @@
 /* vm.stack_guard_gap: so near to the mapping below it, the main thread's stack does not grow. */
 #define GUARD_GAP ((size_t)1 << 20)
 
-static int read_if_ours(struct dl_phdr_info *library, size_t size, void *arg) {
-    (void)size;
-    (void)arg;
-    uintptr_t here = (uintptr_t)prefault_code, page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    bool ours = false;
-    for (int i = 0; i < library->dlpi_phnum; i++) {
-        const ElfW(Phdr) *part = &library->dlpi_phdr[i];
-        ours |= part->p_type == PT_LOAD && here - (library->dlpi_addr + part->p_vaddr) < part->p_memsz;
-    }
-    for (int i = 0; ours && i < library->dlpi_phnum; i++) {
-        const ElfW(Phdr) *part = &library->dlpi_phdr[i];
-        /* What can be written was, when the library was loaded. */
-        if (part->p_type != PT_LOAD || !(part->p_flags & PF_R) || part->p_flags & PF_W) continue;
-        const volatile char *start = (const char *)library->dlpi_addr + part->p_vaddr;
-        for (uintptr_t at = 0; at < part->p_memsz; at += page) (void)start[at];
-        if (part->p_memsz) (void)start[part->p_memsz - 1];
-    }
-    return ours;
-}
+/* The linker's name for the beginning of the library that this is a part of. By dl_iterate_phdr(3) it could be found too, but
+ * that takes the loader's lock, which in the child of a fork may be held by a thread that is not there. */
+extern const ElfW(Ehdr) __ehdr_start __attribute__((weak, visibility("hidden")));
 
-void prefault_code(void) { (void)dl_iterate_phdr(read_if_ours, NULL); }
+void prefault_code(void) {
+    const char *library = (const char *)&__ehdr_start;
+    if (!library) return;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const ElfW(Phdr) *part = (const ElfW(Phdr) *)(library + __ehdr_start.e_phoff);
+    for (const ElfW(Phdr) *end = part + __ehdr_start.e_phnum; part < end; part++) {
+        /* What can be written was, when the library was loaded. */
+        if (part->p_type != PT_LOAD || !(part->p_flags & PF_R) || part->p_flags & PF_W || !part->p_memsz) continue;
+        const volatile char *start = library + part->p_vaddr;
+        for (size_t at = 0; at < part->p_memsz; at += page) (void)start[at];
+        (void)start[part->p_memsz - 1];
+    }
+}
 
 long prefault_stack_left(void) {
     pthread_attr_t attr;

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import GIB, MIB, faults_writing, rss
+from conftest import GIB, MIB, SUPPORT, faults_writing, rss
 
 from arena import Arena, ArenaFullError, Block, CommitError
 
@@ -32,8 +32,9 @@ def test_no_fault_while_allocating_in_warmed_memory(child: Callable[..., str]) -
     """In a process of its own: in this one the interpreter's memory faults too, after the forks of other tests."""
     child(
         """
-        import gc, resource
+        import gc
         from arena import Arena
+        from measure import steady_faults
         a = Arena("1GiB")
         a.warm("128MiB")
         sizes = [64, 200, 4096, 70_000, 1 << 20, 20 << 20]
@@ -44,18 +45,12 @@ def test_no_fault_while_allocating_in_warmed_memory(child: Callable[..., str]) -
                     b[0] = b[size - 1] = 1
                     b.free()
                     del b
-        def faults():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         gc.disable()
-        round_trips(20)
-        commits, counts = a.stats().commits, []
-        for _ in range(6):  # a page of the interpreter's own faults in one or another
-            before = faults()
-            round_trips(40)
-            counts.append(faults() - before)
-        assert min(counts) == 0, counts
+        commits = a.stats().commits
+        assert steady_faults(lambda: round_trips(40)) == 0
         assert a.stats().commits == commits
-        """
+        """,
+        PYTHONPATH=str(SUPPORT),
     )
 
 

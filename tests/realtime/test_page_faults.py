@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from conftest import SUPPORT, in_child, run_child
-from measure import PAGE
+from measure import PAGE, quietest
 
 from arena import Arena, ArenaError, PageFaultError
 from arena.realtime import PageFault, count_page_faults, no_page_faults
@@ -27,6 +27,7 @@ from arena.realtime import PageFault, count_page_faults, no_page_faults
 PRELUDE = """
 import ctypes, errno, gc, mmap, os, resource, sys
 from kernel import answer, cannot, drop_capabilities
+from measure import quietest
 from arena import PageFaultError
 from arena.realtime import count_page_faults, no_page_faults
 
@@ -46,15 +47,11 @@ def caught(guard, work, *args):
         return error
     raise AssertionError("no fault")
 
-def quietest(attempt):  # see below
-    return min([attempt() for _ in range(6)][::-1], key=lambda found: found[1].minor)
-
 def refused(guard, pages):
     m = fresh(pages)
     return m, caught(guard, ctypes.memset, address(m), 1, len(m))
 """
 
-T = TypeVar("T")
 GUARDS: list[Any] = [True, False, "lines"]
 
 
@@ -90,12 +87,6 @@ def fault(pages: int) -> int:
         ctypes.memset(address(old), 1, len(old))
     ctypes.memset(at, 1, pages * PAGE)
     return at
-
-
-def quietest(attempt: Callable[[], tuple[T, PageFaultError]]) -> tuple[T, PageFaultError]:
-    """The last attempt with the fewest faults: pages of the interpreter's own fault in the first, while what records
-    them is made ready, and one of them now and then."""
-    return min([attempt() for _ in range(6)][::-1], key=lambda found: found[1].minor)
 
 
 def faults_refused(guard: no_page_faults, pages: int) -> tuple[int, PageFaultError]:
@@ -642,6 +633,14 @@ def test_the_guards_own_code_does_not_fault(perf: None, run: Callable[..., str])
             m = fresh(3)
             error = caught(no_page_faults(), ctypes.memset, address(m), 1, len(m))
             assert not [fault for fault in error.where if fault.mapping == _realtime.__file__], error
+            # All of it is there, wherever the linker has put the end of a block.
+            ours, sizes = False, []
+            for line in open("/proc/self/smaps"):
+                if "-" in line.split()[0]:
+                    ours = " r-xp " in line and line.rstrip().endswith(_realtime.__file__)
+                elif ours and line.startswith(("Size:", "Rss:")):
+                    sizes.append(line.split()[1])
+            assert len(sizes) == 2 and sizes[0] == sizes[1], sizes
 
         first_block()
         pid = os.fork()
